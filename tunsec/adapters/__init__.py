@@ -1,0 +1,1 @@
+"""One file per outside thing. No decisions: errors are translated once, at the call."""

@@ -1,0 +1,1 @@
+"""The only loop: an event or a deadline goes to the machines, their actions are performed."""

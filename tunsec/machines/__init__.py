@@ -1,0 +1,1 @@
+"""Verbs over time, pure: state, event and now in; state and actions out."""

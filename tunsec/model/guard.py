@@ -1,0 +1,53 @@
+"""The second layer of law 1: what the nftables table `tunsec` must hold."""
+
+from dataclasses import dataclass
+
+from tunsec.model.flow import Kind
+from tunsec.model.names import Address, FlowName, Mark
+
+
+@dataclass(frozen=True, slots=True)
+class GuardedFlow:
+    """A flow's peers and port in the guard table, for one direction of thought: outbound to peers.
+
+    `proto` is the transport protocol; `ports` are matched as dport, and as sport too when
+    `either_side` (TCP, where either side may listen).
+    """
+
+    flow: FlowName
+    kind: Kind
+    proto: int
+    ports: tuple[int, ...]
+    either_side: bool
+    peers: frozenset[Address]
+    tunnel_only: bool
+    """Only the kernel's tunnel devices may send here: packets without the tunnel mark are dropped
+    (a local user's socket must not get its datagrams encrypted and trusted: CVE-2026-92542)."""
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelDevice:
+    """An overlay device whose egress gets the tunnel mark."""
+
+    name: str
+    ifindex: int
+    kind: Kind
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """The whole table: flows, and the tunnel devices that may send on them."""
+
+    flows: tuple[GuardedFlow, ...]
+    devices: tuple[TunnelDevice, ...]
+    tunnel_mark: Mark
+
+
+@dataclass(frozen=True, slots=True)
+class GuardDrops:
+    """Packets the guard dropped since the table was made, per flow."""
+
+    clear_out: int = 0
+    clear_in: int = 0
+    local_injection: int = 0

@@ -1,0 +1,1 @@
+"""Desired against actual: ordered, printable, invertible steps, and the proof that they took."""

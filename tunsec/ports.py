@@ -1,0 +1,152 @@
+"""What the daemon needs of the outside, as Protocols. Adapters and the simulation's fakes fulfil
+them, and the same contract tests run on both."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from tunsec.model.aead import Aead
+from tunsec.model.clock import Instant, WallTime
+from tunsec.model.errors import Refused
+from tunsec.model.flow import Kind
+from tunsec.model.guard import Guard, GuardDrops
+from tunsec.model.names import Address
+from tunsec.model.sa import Sa, SaId
+from tunsec.model.sp import Sp, SpId
+from tunsec.model.step import Step
+
+
+class Kernel(Protocol):
+    """The SAD and SPD of this network namespace."""
+
+    def apply(self, steps: Sequence[Step]) -> list[Refused | None]:
+        """Carry out steps in order, many messages a send; one answer per step, None is success.
+
+        A refused step does not stop the later ones. Raises Unavailable when the kernel cannot be
+        asked at all.
+        """
+        ...
+
+    def sas(self) -> dict[SaId, Sa]:
+        """Every SA, ours and foreign, without keys."""
+        ...
+
+    def sps(self) -> dict[SpId, Sp]:
+        """Every SP, ours and foreign; per-socket policies left out."""
+        ...
+
+    def sa(self, sa_id: SaId) -> Sa | None:
+        """One SA, or None."""
+        ...
+
+    def sp(self, sp_id: SpId) -> Sp | None:
+        """One SP, or None."""
+        ...
+
+
+class GuardTable(Protocol):
+    """The nftables table `tunsec`."""
+
+    def put(self, guard: Guard) -> None:
+        """Replace the table in one transaction, counters kept; raises Refused."""
+        ...
+
+    def intact(self, guard: Guard) -> bool:
+        """Whether the kernel holds exactly what `put(guard)` would make."""
+        ...
+
+    def drops(self) -> dict[str, GuardDrops]:
+        """Dropped packets by flow name."""
+        ...
+
+    def remove(self) -> None:
+        """Delete the table; that it is not there is no error."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class OverlayDevice:
+    """A tunnel device as the kernel shows it."""
+
+    name: str
+    ifindex: int
+    kind: Kind
+    port: int
+    mtu: int
+    local: Address | None
+    remote: Address | None
+    vni: int | None
+    external: bool
+    underlay_mtu: int | None
+    """MTU of the route to `remote`, or of the bound device; None when neither is known."""
+
+
+class Links(Protocol):
+    """Devices and addresses of this network namespace."""
+
+    def addresses(self) -> frozenset[Address]:
+        """Addresses that this host holds now."""
+        ...
+
+    def overlay_devices(self) -> tuple[OverlayDevice, ...]:
+        """Tunnel devices that this host has now."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A signed or authenticated record as the directory holds it; nothing in it is trusted yet."""
+
+    path: str
+    """`offers/HOST` or `confirmations/READER/AUTHOR`."""
+    body: bytes
+
+
+class Directory(Protocol):
+    """Where hosts publish. Trusted for availability only; every call answers later, by callback."""
+
+    def publish(
+        self, records: Sequence[Record], *, done: Callable[[Exception | None], None]
+    ) -> None:
+        """Write records, each atomically; `done(None)` when they are durable, else the error."""
+        ...
+
+    def withdraw(self, paths: Sequence[str], *, done: Callable[[Exception | None], None]) -> None:
+        """Delete records; that one is not there is no error."""
+        ...
+
+
+class Clock(Protocol):
+    """Time."""
+
+    def now(self) -> Instant:
+        """CLOCK_BOOTTIME."""
+        ...
+
+    def wall(self) -> WallTime:
+        """Unix time."""
+        ...
+
+
+class Entropy(Protocol):
+    """Randomness."""
+
+    def spi(self) -> int:
+        """A random SPI in MIN_SPI..MAX_SPI."""
+        ...
+
+    def token(self, count: int) -> bytes:
+        """Random bytes for boot ids and nonces, never for keys."""
+        ...
+
+    def fraction(self) -> float:
+        """Uniform in [0, 1), for jitter."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class AeadSpeed:
+    """What one core does with an AEAD, in bytes per second, measured through AF_ALG."""
+
+    aead: Aead
+    bytes_per_second: float

@@ -1,0 +1,1 @@
+"""Bytes <-> model: netlink, records, control API. No sockets here."""
