@@ -41,6 +41,8 @@ class Proto(StrEnum):
     ESP = "esp"
     AH = "ah"
     COMP = "comp"
+    ROUTE2 = "route2"  # Mobile IPv6, another program's only
+    HAO = "hao"  # Mobile IPv6, another program's only
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -16,6 +16,7 @@ class IpsecMode(StrEnum):
     TUNNEL = "tunnel"
     BEET = "beet"
     ROUTEOPTIMIZATION = "ro"
+    IN_TRIGGER = "in_trigger"
     IPTFS = "iptfs"
 
 
