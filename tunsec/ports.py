@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from tunsec.model.aead import Aead
+from tunsec.model.aead import AeadSpeed as AeadSpeed
 from tunsec.model.clock import Instant, WallTime
 from tunsec.model.errors import Refused
 from tunsec.model.flow import Kind
@@ -142,11 +142,3 @@ class Entropy(Protocol):
     def fraction(self) -> float:
         """Uniform in [0, 1), for jitter."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class AeadSpeed:
-    """What one core does with an AEAD, in bytes per second, measured through AF_ALG."""
-
-    aead: Aead
-    bytes_per_second: float
