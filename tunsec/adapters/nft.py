@@ -1,0 +1,207 @@
+"""The nftables tables `inet tunsec` and `netdev tunsec`, written and read back through `nft`.
+
+No other table is ever named in a command. What the tables hold is decided in `wire.nft_text`.
+"""
+
+import errno
+import json
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Mapping, Sequence
+from typing import Final, Self
+
+from tunsec.model.errors import Refused, Unavailable
+from tunsec.model.guard import Guard, GuardDrops
+from tunsec.wire import nft_text
+from tunsec.wire.nft_notices import (
+    NETLINK_NETFILTER,
+    NFNLGRP_NFTABLES,
+    decode_touched_tables,
+)
+from tunsec.wire.nft_text import INET_TABLE, NETDEV_TABLE, Ruleset, Table
+
+TOOL_PATH: Final = "/usr/sbin:/sbin:/usr/bin:/bin:/usr/local/sbin"
+"""Where `nft` is looked for: never in the caller's PATH."""
+TOOL_TIMEOUT: Final = 20.0
+"""Seconds after which an nft that does not answer is given up."""
+ATTEMPTS: Final = 3
+"""Another program may change our table between the listing and the transaction."""
+
+_SOL_NETLINK: Final = 270
+_NETLINK_ADD_MEMBERSHIP: Final = 1
+_RECEIVE_BUFFER_BYTES: Final = 1 << 20
+
+
+class NftGuard:
+    """ports.GuardTable on the nft of this host, in the network namespace of the caller."""
+
+    def __init__(self, *, tool: str | None = None) -> None:
+        """`tool` is the absolute path of nft; looked up in TOOL_PATH when not given.
+
+        Raises Unavailable when there is none.
+        """
+        found = tool or shutil.which("nft", path=TOOL_PATH)
+        if not found:
+            raise Unavailable(f"there is no nft in {TOOL_PATH}: install the package nftables")
+        self._tool = found
+
+    def put(self, guard: Guard) -> None:
+        """Replace both tables in one transaction, then read them back (law 5); counters go on.
+
+        Raises Refused. When only the tunnel devices' part is refused (a device has just
+        vanished), the `inet` table is in force before Refused is raised: without a mark the
+        devices' packets are dropped, never let out.
+        """
+        inet: Ruleset = {INET_TABLE: nft_text.inet_table(guard)}
+        try:
+            self._replace({**inet, NETDEV_TABLE: nft_text.netdev_table(guard)})
+        except Refused:
+            if guard.devices:
+                self._replace(inet)
+            raise
+
+    def intact(self, guard: Guard) -> bool:
+        """Whether the kernel holds exactly what `put(guard)` would make."""
+        return not self.drift(guard)
+
+    def drift(self, guard: Guard) -> tuple[str, ...]:
+        """What stands differently from what `put(guard)` would make, one line each, for the log."""
+        want = nft_text.guard_ruleset(guard)
+        return nft_text.differences(want, self._listed(want))
+
+    def drops(self) -> dict[str, GuardDrops]:
+        """Dropped packets by flow name; empty when there is no table."""
+        answer = self._run(("-j", "list", "counters", "table", *INET_TABLE.split()))
+        if answer.returncode:
+            if self._table(INET_TABLE) is None:
+                return {}
+            raise self._refusal("list the guard's counters", answer)
+        try:
+            objects = json.loads(answer.stdout)["nftables"]
+            counters = [entry["counter"] for entry in objects if "counter" in entry]
+            packets = {counter["name"]: int(counter["packets"]) for counter in counters}
+        except (ValueError, KeyError, TypeError) as error:
+            raise Refused("read nft's list of counters", reason=str(error)) from error
+        return nft_text.drops_by_flow(packets)
+
+    def remove(self) -> None:
+        """Delete both tables; that one is not there is no error."""
+        answer = self._run(("-f", "-"), nft_text.remove_script((INET_TABLE, NETDEV_TABLE)))
+        if answer.returncode:
+            raise self._refusal("remove the guard tables", answer)
+
+    def _replace(self, want: Ruleset) -> None:
+        for attempt in range(1, ATTEMPTS + 1):
+            answer = self._run(("-f", "-"), self._script(want))
+            if answer.returncode == 0:
+                left = self._differences(want)
+                if not left:
+                    return
+                if attempt == ATTEMPTS:
+                    raise Refused("put the guard tables", reason="; ".join(left))
+            elif attempt == ATTEMPTS:
+                raise self._refusal("put the guard tables", answer)
+
+    def _script(self, want: Ruleset) -> str:
+        try:
+            have = self._listed(want)
+        except ValueError:  # somebody's rules in our table that we cannot even read
+            return nft_text.remove_script(want) + nft_text.replace_script(want, {})
+        if nft_text.dormant(have):
+            self._run(("-f", "-"), nft_text.wake_script(have))
+        return nft_text.replace_script(want, have)
+
+    def _differences(self, want: Ruleset) -> tuple[str, ...]:
+        try:
+            return nft_text.differences(want, self._listed(want))
+        except ValueError as error:
+            return (str(error),)
+
+    def _listed(self, tables: Ruleset) -> Ruleset:
+        listed = {table: self._table(table) for table in tables}
+        return {table: blocks for table, blocks in listed.items() if blocks is not None}
+
+    def _table(self, table: str) -> Table | None:
+        answer = self._run(("-y", "-s", "list", "table", *table.split()))
+        if answer.returncode == 0:
+            return nft_text.parse_listing(answer.stdout).get(table, {})
+        if os.strerror(errno.ENOENT) in answer.stderr:
+            return None
+        raise self._refusal(f"list table {table}", answer)
+
+    def _run(
+        self, arguments: Sequence[str], script: str = ""
+    ) -> "subprocess.CompletedProcess[str]":
+        environment: Mapping[str, str] = {"LC_ALL": "C", "PATH": TOOL_PATH}
+        try:
+            return subprocess.run(
+                (self._tool, *arguments),
+                input=script,
+                capture_output=True,
+                check=False,
+                env=environment,
+                timeout=TOOL_TIMEOUT,
+                encoding="utf-8",
+                errors="surrogateescape",
+            )
+        except subprocess.TimeoutExpired as error:
+            raise Unavailable(f"{self._tool} did not answer in {TOOL_TIMEOUT:.0f} s") from error
+        except OSError as error:
+            raise Unavailable(f"cannot run {self._tool}: {error.strerror}") from error
+
+    def _refusal(self, what: str, answer: "subprocess.CompletedProcess[str]") -> Refused:
+        said = " ".join(answer.stderr.split())[:600]
+        number = errno.EPERM if os.strerror(errno.EPERM) in answer.stderr else None
+        return Refused(what, errno=number, reason=said)
+
+
+class GuardMonitor:
+    """Hears of every change of nftables in this network namespace, our own changes included."""
+
+    def __init__(self) -> None:
+        """Joins NFNLGRP_NFTABLES; raises Unavailable when the kernel has no nf_tables."""
+        try:
+            self._socket = socket.socket(
+                socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER
+            )
+            self._socket.setblocking(False)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
+            self._socket.bind((0, 0))
+            self._socket.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, NFNLGRP_NFTABLES)
+        except OSError as error:
+            raise Unavailable(f"cannot watch nftables: {error.strerror}") from error
+
+    def fileno(self) -> int:
+        """For the loop: readable when there is something to read()."""
+        return self._socket.fileno()
+
+    def read(self) -> bool:
+        """Take everything that waits; whether a table named `tunsec` may have been touched.
+
+        True as well when notifications were lost. Never blocks.
+        """
+        touched = False
+        while True:
+            try:
+                datagram, (sender, _) = self._socket.recvfrom(1 << 16)
+            except BlockingIOError:
+                return touched
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise Unavailable(f"cannot watch nftables: {error.strerror}") from error
+                touched = True
+                continue
+            if sender == 0:  # the kernel; other processes may send to us too
+                touched = touched or "tunsec" in decode_touched_tables(datagram)
+
+    def close(self) -> None:
+        """Leave the group."""
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
