@@ -15,6 +15,7 @@ from typing import Final, Self
 from tunsec.model.errors import Refused, Unavailable
 from tunsec.model.guard import Guard, GuardDrops
 from tunsec.wire import nft_text
+from tunsec.wire.netlink import Malformed
 from tunsec.wire.nft_notices import (
     NETLINK_NETFILTER,
     NFNLGRP_NFTABLES,
@@ -194,7 +195,7 @@ class GuardMonitor:
                 touched = True
                 continue
             if sender == 0:  # the kernel; other processes may send to us too
-                touched = touched or "tunsec" in decode_touched_tables(datagram)
+                touched = touched or _names_ours(datagram)
 
     def close(self) -> None:
         """Leave the group."""
@@ -205,3 +206,10 @@ class GuardMonitor:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _names_ours(datagram: bytes) -> bool:
+    try:
+        return "tunsec" in decode_touched_tables(datagram)
+    except Malformed:
+        return True

@@ -43,8 +43,8 @@ def guard() -> Iterator[Guard]:
         run("ip link set vx0 addrgenmode none")  # else the kernel's own IPv6 chatter is counted
         run("ip link set vx0 up")
         index = int(json.loads(run("ip -j link show vx0"))[0]["ifindex"])
-        device = TunnelDevice("vx0", index, Kind.VXLAN, 4789)
-        yield Guard((OVERLAY, BUS), (device,), MARK)
+        overlay = TunnelDevice("vx0", index, Kind.VXLAN, 4789)
+        yield Guard((OVERLAY, BUS), (overlay,), MARK)
 
 
 def send(address: str, port: int, *, mark: int = 0) -> str:
