@@ -1,0 +1,104 @@
+"""What holds for a flow: its own word, else that of `defaults`, else the language's."""
+
+from typing import Final
+
+from tunsec.model.clock import Seconds
+from tunsec.model.flow import Keying, Mode, OffloadWish, OnReconnect, RekeyRule
+from tunsec.policy.kinds import ON_WIRE
+from tunsec.policy.language import FlowEntry, PolicyFile
+from tunsec.policy.units import NO_LIMIT
+from tunsec.policy.values import ALL, AeadWish, LocalSenders, OtherTenants
+
+AFTER: Final = Seconds(3_600.0)
+JITTER: Final = 0.1
+
+# 2^38 bytes: the largest power of two below 2^24.5 TLS records of 16 KiB, where AES-GCM's
+# advantage for an attacker is still under 2^-57 (RFC 8446 section 5.5).
+SOFT_BYTES: Final = 256 * 1024**3
+
+# NIST SP 800-38D section 8.3: at most 2^32 invocations of GCM under a key. That binds random
+# nonces; ESP's are counters (RFC 4106 section 3.1), so here it is a margin, not an edge.
+SOFT_PACKETS: Final = 2**32
+
+HARD_PER_AFTER: Final = 8
+MIN_HARD: Final = Seconds(600.0)
+"""Room for a directory that is away for a while, even where keys change every second."""
+
+
+def mode_of(file: PolicyFile, flow: FlowEntry) -> Mode:
+    """How the flow is protected."""
+    return flow.mode or file.defaults.mode
+
+
+def keying_of(file: PolicyFile, flow: FlowEntry) -> Keying:
+    """How its keys are agreed on."""
+    return flow.keying or file.defaults.keying
+
+
+def aead_of(file: PolicyFile, flow: FlowEntry) -> AeadWish:
+    """Which AEAD it may use."""
+    return flow.aead or file.defaults.aead
+
+
+def on_reconnect_of(file: PolicyFile, flow: FlowEntry) -> OnReconnect:
+    """What a new connection needs."""
+    return flow.on_reconnect or file.defaults.on_reconnect
+
+
+def offload_of(file: PolicyFile, flow: FlowEntry) -> OffloadWish:
+    """What is asked of the NIC."""
+    return flow.offload or file.defaults.offload
+
+
+def local_senders_of(file: PolicyFile, flow: FlowEntry) -> LocalSenders:
+    """Who may send on its port; only tunnels can be told from other senders."""
+    if not ON_WIRE[flow.kind].has_networks:
+        return LocalSenders.ANY
+    return flow.local_senders or file.defaults.local_senders
+
+
+def other_tenants_of(file: PolicyFile, flow: FlowEntry) -> OtherTenants:
+    """What becomes of VNIs without a tenant; without tenants all of them share the flow's SAs."""
+    if not flow.tenants:
+        return OtherTenants.SHARED
+    return flow.other_tenants or file.defaults.other_tenants
+
+
+def port_of(flow: FlowEntry) -> int | None:
+    """Its port; None when the admin must name one and did not."""
+    return flow.port or ON_WIRE[flow.kind].port
+
+
+def rekey_of(file: PolicyFile, flow: FlowEntry) -> RekeyRule:
+    """When its keys are replaced; each key of `rekey` is inherited by itself."""
+    own, common = flow.rekey, file.defaults.rekey
+    after = own.after or common.after or AFTER
+    jitter = own.jitter if own.jitter is not None else common.jitter
+    return RekeyRule(
+        after=after,
+        jitter=JITTER if jitter is None else jitter,
+        hard_after=own.hard or common.hard or Seconds(max(HARD_PER_AFTER * after, MIN_HARD)),
+        soft_bytes=_limit(own.bytes or common.bytes or SOFT_BYTES),
+        soft_packets=_limit(own.packets or common.packets or SOFT_PACKETS),
+    )
+
+
+def _limit(count: int) -> int | None:
+    return None if count == NO_LIMIT else count
+
+
+def names_between(flow: FlowEntry, *, hosts: frozenset[str]) -> frozenset[str]:
+    """Hosts and service addresses of a flow; `all` are the hosts given."""
+    return hosts if flow.between == ALL else frozenset(flow.between)
+
+
+def hosts_between(file: PolicyFile, flow: FlowEntry, *, hosts: frozenset[str]) -> frozenset[str]:
+    """Hosts that take part in a flow, of themselves or as owners of a service address."""
+    names = names_between(flow, hosts=hosts)
+    owners = {
+        owner
+        for name, entry in file.service_addresses.items()
+        if name in names
+        for owner in entry.owners
+    }
+    return (names | owners) & hosts
