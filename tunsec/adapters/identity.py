@@ -1,0 +1,163 @@
+"""A host's identity from its folder: cert.pem, key.pem, ca.pem, and ppk.key where one is used."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeVar
+
+from cryptography import x509
+
+from tunsec.adapters.key_files import check_folder, load_certificates, load_key, read_private
+from tunsec.keying.ca import same_key
+from tunsec.keying.chain import Speaker, Trust, certificate_der
+from tunsec.keying.identity import Identity
+from tunsec.keying.refusals import RecordRefused
+from tunsec.keying.schedule import MIN_PPK
+from tunsec.model.clock import Seconds, WallTime
+from tunsec.model.errors import PolicyError, Problem
+from tunsec.model.names import HostName
+from tunsec.model.secret import Secret
+
+CERT: Final = "cert.pem"
+KEY: Final = "key.pem"
+CA: Final = "ca.pem"
+PPK: Final = "ppk.key"
+
+WARN_BEFORE: Final = Seconds(14 * 86_400.0)
+MIN_PPK_SYMBOLS: Final = 8
+"""32 random bytes have about 30 different ones, 64 random hex digits about 16."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedIdentity:
+    """What a daemon needs of its folder; `warnings` are about what will fail soon."""
+
+    identity: Identity
+    roots: tuple[x509.Certificate, ...]
+    ppk: Secret | None
+    valid_until: WallTime
+    warnings: tuple[Problem, ...]
+
+    def trust(self) -> Trust:
+        """A fresh Trust in the roots."""
+        return Trust(self.roots)
+
+
+def load_identity(folder: Path, *, host: HostName, name: str, wall_now: WallTime) -> LoadedIdentity:
+    """Load and check a folder; `name` is the DNS SAN that the policy wants for `host`.
+
+    Raises PolicyError with everything that is wrong.
+    """
+    problems: list[Problem] = []
+    _tried(lambda: check_folder(folder), problems)
+    chain = _tried(lambda: load_certificates(folder / CERT), problems)
+    key = _tried(lambda: load_key(folder / KEY), problems)
+    roots = _tried(lambda: load_certificates(folder / CA), problems)
+    ppk = _tried(lambda: _load_ppk(folder / PPK), problems) if _there(folder / PPK) else None
+    if chain and key and not same_key(chain[0], key):
+        problems.append(
+            Problem(str(folder / KEY), f"is not the key of {CERT}", "put a matching pair there")
+        )
+    speaker: Speaker | None = None
+    if chain and roots:
+        # an attached root is of no use to peers, who trust their own
+        chain = (chain[0], *(issuer for issuer in chain[1:] if issuer not in roots))
+        speaker = _judged(
+            folder / CERT, chain, roots, name=name, wall_now=wall_now, problems=problems
+        )
+    if problems or chain is None or key is None or roots is None or speaker is None:
+        raise PolicyError(problems)
+    return LoadedIdentity(
+        Identity(host, chain, key),
+        roots,
+        ppk,
+        speaker.valid_until,
+        _warnings(folder, speaker.valid_until, wall_now=wall_now),
+    )
+
+
+def _tried(load: Callable[[], T], problems: list[Problem]) -> T | None:
+    """The result, or None with the problems noted: all are told at once."""
+    try:
+        return load()
+    except PolicyError as error:
+        problems.extend(error.problems)
+        return None
+
+
+def _there(path: Path) -> bool:
+    """Whether there is anything, readable or not: a PPK that cannot be read is no missing PPK."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _judged(
+    path: Path,
+    chain: tuple[x509.Certificate, ...],
+    roots: tuple[x509.Certificate, ...],
+    *,
+    name: str,
+    wall_now: WallTime,
+    problems: list[Problem],
+) -> Speaker | None:
+    """Peers will judge the chain alike; what they would refuse is refused here."""
+    try:
+        speaker = Trust(roots).judge(
+            tuple(certificate_der(certificate) for certificate in chain),
+            path=str(path),
+            wall_now=wall_now,
+        )
+    except RecordRefused as refused:
+        problems.append(
+            Problem(
+                str(path),
+                f"peers would refuse it as {refused.reason}: {refused.detail}",
+                "tunsec ca renew, or a certificate of the CA in ca.pem",
+            )
+        )
+        return None
+    if name not in speaker.names:
+        problems.append(
+            Problem(
+                str(path),
+                f"names {', '.join(sorted(speaker.names))}, not {name}",
+                f"issue a certificate with the DNS name {name}, or correct --host",
+            )
+        )
+        return None
+    return speaker
+
+
+def _load_ppk(path: Path) -> Secret:
+    body = read_private(path).rstrip(b"\r\n")
+    if len(body) < MIN_PPK or len(set(body)) < MIN_PPK_SYMBOLS:
+        raise PolicyError(
+            [
+                Problem(
+                    str(path),
+                    f"has {len(body)} bytes and {len(set(body))} different ones: too weak",
+                    "openssl rand -hex 32 > ppk.key, the same file on every host",
+                )
+            ]
+        )
+    return Secret(body)
+
+
+def _warnings(folder: Path, end: WallTime, *, wall_now: WallTime) -> tuple[Problem, ...]:
+    left = end - wall_now
+    if left > WARN_BEFORE:
+        return ()
+    return (
+        Problem(
+            str(folder / CERT),
+            f"ends in {max(left, 0.0) / 86_400:.1f} days, and this host's offers with it",
+            f"tunsec ca renew {folder} --ca CA-DIR, then reload tunsecd",
+        ),
+    )
