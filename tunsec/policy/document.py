@@ -72,13 +72,13 @@ class _Unreadable(Exception):
 def read_document(text: str) -> Document:
     """Read YAML text. Flaws that end the reading leave the value an empty dict."""
     try:
-        size = len(text.encode())
-        if size > MAX_BYTES:
+        if len(text.encode(errors="surrogatepass")) > MAX_BYTES:
             raise _Unreadable(
-                f"the file has {size} bytes, more than {MAX_BYTES}",
+                f"the file has more than {MAX_BYTES} bytes",
                 "a policy of 10,000 hosts needs less: is this the right file?",
                 line=1,
             )
+        text.encode()
         root = _Composer(text).compose()
         expander = _Expander()
         value = expander.expand(root, path=(), line=root.line)
