@@ -83,7 +83,7 @@ class Packer:
         shape = self._sa_shapes.get(key)
         if shape is None:
             shape = self._sa_shapes[key] = self._sa_shape(sa)
-        raw = b"" if secret is None else secret.reveal()
+        raw = b"" if secret is None or secret.wiped else secret.reveal()
         if len(raw) != shape.key_bytes:
             raise Malformed(f"SA {sa_id} needs {shape.key_bytes} bytes of key and salt")
         marks = b""

@@ -33,14 +33,6 @@ GROUPS: Final = (Group.ACQUIRE, Group.EXPIRE, Group.SA, Group.POLICY, Group.MIGR
 """What `decode_event` understands. AEVENTS would tell every few packets how far replay counters
 have come, and MAPPING and REPORT concern NAT and Mobile IPv6: nothing to act on."""
 
-REQUESTED: Final = frozenset(
-    {
-        Msg.NEWSA, Msg.UPDSA, Msg.DELSA, Msg.FLUSHSA,
-        Msg.NEWPOLICY, Msg.UPDPOLICY, Msg.DELPOLICY, Msg.FLUSHPOLICY,
-    }
-)  # fmt: skip
-"""Notifications that repeat what a request has just done."""
-
 
 def decode_event(buffer: Buffer, message: Message, reader: Reader) -> tuple[KernelEvent, ...]:
     """What one notification tells; nothing for those that tunsec has no use for.
