@@ -12,6 +12,7 @@ from tunsec.model.flow import Kind
 from tunsec.model.guard import Guard, GuardDrops
 from tunsec.model.names import Address
 from tunsec.model.sa import Sa, SaId
+from tunsec.model.secret import Secret
 from tunsec.model.sp import Sp, SpId
 from tunsec.model.step import Step
 
@@ -133,6 +134,10 @@ class Entropy(Protocol):
 
     def spi(self) -> int:
         """A random SPI in MIN_SPI..MAX_SPI."""
+        ...
+
+    def private_value(self) -> Secret:
+        """32 random bytes from the operating system, for an X25519 private value."""
         ...
 
     def token(self, count: int) -> bytes:

@@ -66,7 +66,7 @@ class RekeyRule:
     soft_packets: int | None
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class ChildId:
     """One protected relation of this host: a flow (of a tenant) with a peer between two addresses.
 

@@ -1,0 +1,61 @@
+"""The cast of a simulation: policies and certificates for hosts h0, h1, ... made once."""
+
+import functools
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from tunsec.keying.ca import issue, make_root, period
+from tunsec.keying.chain import Trust
+from tunsec.keying.identity import Identity
+from tunsec.model.clock import WallTime
+from tunsec.model.names import HostName
+from tunsec.policy.intent import Intent, parse_policy
+
+EPOCH = WallTime(1_800_000_000.0)
+"""Wall time at which every simulation begins."""
+
+
+@functools.cache
+def _root() -> tuple[Ed25519PrivateKey, Trust, object]:
+    key = Ed25519PrivateKey.generate()
+    root = make_root("sim", key=key, serial=1, valid=period(wall_now=EPOCH, days=3650))
+    return key, Trust([root]), root
+
+
+@functools.cache
+def identity(name: str) -> Identity:
+    """The identity of a host."""
+    ca_key, _, root = _root()
+    key = Ed25519PrivateKey.generate()
+    leaf = issue(
+        HostName(name),
+        [],
+        key=key,
+        ca=root,  # type: ignore[arg-type]
+        ca_key=ca_key,
+        serial=int.from_bytes(name.encode(), "big"),
+        valid=period(wall_now=EPOCH, days=3000),
+    )
+    return Identity(HostName(name), (leaf,), key)
+
+
+def trust() -> Trust:
+    """What every host believes."""
+    return _root()[1]
+
+
+@functools.cache
+def policy(
+    hosts: int, *, after: str = "10s", flows: int = 1, both_families: bool = False
+) -> Intent:
+    """A cluster of `hosts` with VXLAN flows between all of them, on ports 4789, 4790, ..."""
+    lines = ["version: 1", "hosts:"]
+    for number in range(hosts):
+        six = f", 2001:db8::{number + 1:x}" if both_families else ""
+        lines.append(f"  h{number}: {{address: [192.0.2.{number + 1}{six}]}}")
+    lines += ["defaults:", f"  rekey: {{after: {after}, hard: 10m}}", "flows:"]
+    lines += [
+        f"  overlay{number}: {{kind: vxlan, between: all, port: {4789 + number}}}"
+        for number in range(flows)
+    ]
+    return parse_policy("\n".join(lines) + "\n", "sim.yaml")

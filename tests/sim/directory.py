@@ -1,0 +1,97 @@
+"""A directory that delays, reorders, repeats and fails, as a file system or a cluster may."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from tunsec.model.clock import Instant
+from tunsec.ports import Record
+
+Later = Callable[[float, Callable[[], None]], None]
+
+
+@dataclass(slots=True)
+class DirectoryFaults:
+    """How bad the directory is; spans in seconds, chances in 0..1."""
+
+    longest_delay: float = 0.05
+    repeat: float = 0.0
+    replay_old: float = 0.0
+    fail: float = 0.0
+
+
+@dataclass(slots=True)
+class Directory:
+    """The store that all hosts see, and those who watch it."""
+
+    dice: random.Random
+    later: Later
+    now: Callable[[], Instant]
+    faults: DirectoryFaults = field(default_factory=DirectoryFaults)
+    away: bool = False
+    records: dict[str, bytes] = field(default_factory=dict)
+    history: dict[str, list[bytes]] = field(default_factory=dict)
+    watchers: dict[str, Callable[[Sequence[Record]], None]] = field(default_factory=dict)
+    writes: int = 0
+
+    def write(self, records: Sequence[Record], done: Callable[[Exception | None], None]) -> None:
+        """A write takes a while, then tells its author and, a while later, every reader."""
+
+        def land() -> None:
+            if self.away or self.dice.random() < self.faults.fail:
+                if self.dice.random() < 0.5:
+                    self._store(records)  # it landed, but its author is told otherwise
+                done(OSError("directory is away"))
+                return
+            self._store(records)
+            done(None)
+
+        self.later(self._delay(), land)
+
+    def _store(self, records: Sequence[Record]) -> None:
+        if self.away:
+            return
+        self.writes += len(records)
+        for record in records:
+            self.records[record.path] = record.body
+            self.history.setdefault(record.path, []).append(record.body)
+            for name in list(self.watchers):
+                self._notify(name, record)
+
+    def _notify(self, name: str, record: Record) -> None:
+        if not _concerns(name, record.path):
+            return
+        times = 2 if self.dice.random() < self.faults.repeat else 1
+        for _ in range(times):
+            self.later(self._delay(), lambda: self._deliver(name, record))
+        if self.dice.random() < self.faults.replay_old:
+            old = self.dice.choice(self.history[record.path])
+            self.later(self._delay() * 3, lambda: self._deliver(name, Record(record.path, old)))
+
+    def _deliver(self, name: str, record: Record) -> None:
+        watcher = self.watchers.get(name)
+        if watcher is None:
+            return
+        if self.away:
+            self.later(0.5, lambda: self._deliver(name, record))
+            return
+        watcher([record])
+
+    def watch(self, name: str, watcher: Callable[[Sequence[Record]], None]) -> None:
+        """A daemon starts: it is shown everything that is there."""
+        self.watchers[name] = watcher
+        for path, body in self.records.items():
+            if _concerns(name, path):
+                record = Record(path, body)
+                self.later(self._delay(), lambda record=record: self._deliver(name, record))
+
+    def unwatch(self, name: str) -> None:
+        """A daemon is gone."""
+        self.watchers.pop(name, None)
+
+    def _delay(self) -> float:
+        return self.dice.uniform(0.0, self.faults.longest_delay)
+
+
+def _concerns(name: str, path: str) -> bool:
+    return path.startswith(("offers/", f"confirmations/{name}/"))

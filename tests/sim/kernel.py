@@ -1,0 +1,306 @@
+"""A kernel that really looks up: SPD and SAD as in net/xfrm, without the packets' bytes.
+
+The contract tests in tests/contract run on it and on the real one.
+"""
+
+import errno
+import hashlib
+import ipaddress
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from tunsec.model.clock import Instant
+from tunsec.model.errors import Refused
+from tunsec.model.event import (
+    HardExpired,
+    KernelEvent,
+    SaAdded,
+    SadFlushed,
+    SaRemoved,
+    SoftExpired,
+    SpChanged,
+    SpdFlushed,
+)
+from tunsec.model.names import Address, Network, Spi
+from tunsec.model.sa import Sa, SaId, Usage
+from tunsec.model.selector import PortMatch, Selector
+from tunsec.model.sp import Sp, SpAction, SpDirection, SpId
+from tunsec.model.step import AddSa, AddSp, RemoveSa, RemoveSp, Step, UpdateSp
+
+
+@dataclass(frozen=True, slots=True)
+class Packet:
+    """A packet of a flow, in clear."""
+
+    src: Address
+    dst: Address
+    proto: int
+    sport: int
+    dport: int
+
+
+@dataclass(frozen=True, slots=True)
+class EspPacket:
+    """A packet of a flow, protected."""
+
+    spi: Spi
+    key: bytes
+    seq: int
+    inner: Packet
+
+
+@dataclass(slots=True)
+class Held:
+    """An SA in the SAD with what goes on in it."""
+
+    sa: Sa
+    key: bytes
+    added_at: Instant
+    out_seq: int = 0
+    seen: set[int] = field(default_factory=set)
+    packets: int = 0
+    dying: bool = False
+
+
+class FakeKernel:
+    """One host's kernel. Implements tunsec.ports.Kernel; survives the daemon, not a reboot."""
+
+    def __init__(self, now: Callable[[], Instant]) -> None:
+        self._now = now
+        self._sas: dict[SaId, Held] = {}
+        self._sps: dict[SpId, Sp] = {}
+        self._index = 0
+        self.installed_keys: list[tuple[SaId, bytes]] = []
+        self.before_step: Callable[[Step], None] = lambda step: None
+        self.listeners: list[Callable[[KernelEvent, bool], None]] = []
+
+    # The port
+
+    def apply(self, steps: Sequence[Step]) -> list[Refused | None]:
+        """Carry out steps in order; a refused one does not stop the later ones."""
+        return [self._apply(step) for step in steps]
+
+    def sas(self) -> dict[SaId, Sa]:
+        """Every SA, without keys."""
+        self.expire()
+        return {sa_id: self._shown(held) for sa_id, held in self._sas.items()}
+
+    def sps(self) -> dict[SpId, Sp]:
+        """Every SP."""
+        return dict(self._sps)
+
+    def sa(self, sa_id: SaId) -> Sa | None:
+        """One SA, or None."""
+        self.expire()
+        held = self._sas.get(sa_id)
+        return None if held is None else self._shown(held)
+
+    def sp(self, sp_id: SpId) -> Sp | None:
+        """One SP, or None."""
+        return self._sps.get(sp_id)
+
+    def _shown(self, held: Held) -> Sa:
+        usage = Usage(usage_bytes=held.packets * 100, usage_packets=held.packets)
+        return replace(held.sa, key=None, usage=usage)
+
+    def _apply(self, step: Step, *, ours: bool = True) -> Refused | None:
+        self.before_step(step)
+        match step:
+            case AddSa(sa):
+                if sa.id in self._sas:
+                    return Refused(str(step), errno=errno.EEXIST, reason="File exists")
+                if sa.key is None:
+                    return Refused(str(step), errno=errno.EINVAL, reason="Missing key")
+                key = hashlib.sha256(sa.key.reveal()).digest()
+                self.installed_keys.append((sa.id, key))
+                self._sas[sa.id] = Held(replace(sa, key=None), key, self._now())
+                self._tell(SaAdded(sa.id, sa.reqid), ours)
+            case RemoveSa(sa_id):
+                held = self._sas.pop(sa_id, None)
+                if held is None:
+                    return Refused(str(step), errno=errno.ESRCH, reason="No such process")
+                self._tell(SaRemoved(sa_id, held.sa.reqid), ours)
+            case AddSp(sp):
+                if sp.id in self._sps:
+                    return Refused(str(step), errno=errno.EEXIST, reason="File exists")
+                self._put(sp)
+                self._tell(SpChanged(sp.id, removed=False), ours)
+            case UpdateSp(sp):
+                self._put(sp)
+                self._tell(SpChanged(sp.id, removed=False), ours)
+            case RemoveSp(sp):
+                if self._sps.pop(sp.id, None) is None:
+                    return Refused(str(step), errno=errno.ENOENT, reason="No such file")
+                self._tell(SpChanged(sp.id, removed=True), ours)
+        return None
+
+    def _put(self, sp: Sp) -> None:
+        self._index += 8
+        before = self._sps.pop(sp.id, None)
+        self._sps[sp.id] = replace(sp, index=before.index if before else self._index)
+
+    def _tell(self, event: KernelEvent, ours: bool) -> None:
+        for listener in self.listeners:
+            listener(event, ours)
+
+    # Other programs and the admin's hand
+
+    def by_hand(self, step: Step) -> Refused | None:
+        """Another program's step: the same act, reported as foreign."""
+        hook, self.before_step = self.before_step, lambda step: None
+        try:
+            return self._apply(step, ours=False)
+        finally:
+            self.before_step = hook
+
+    def flush_sas(self) -> None:
+        """`ip xfrm state flush`."""
+        self._sas.clear()
+        self._tell(SadFlushed(), False)
+
+    def flush_sps(self) -> None:
+        """`ip xfrm policy flush`."""
+        self._sps.clear()
+        self._tell(SpdFlushed(), False)
+
+    # Time
+
+    def expire(self) -> None:
+        """Soft and hard lifetimes by time (xfrm_timer_handler)."""
+        now = self._now()
+        for sa_id, held in list(self._sas.items()):
+            life = held.sa.lifetimes
+            age = now - held.added_at
+            if life.hard_seconds is not None and age >= life.hard_seconds:
+                del self._sas[sa_id]
+                self._tell(HardExpired(sa_id, held.sa.reqid), False)
+            elif life.soft_seconds is not None and age >= life.soft_seconds and not held.dying:
+                held.dying = True
+                self._tell(SoftExpired(sa_id, held.sa.reqid), False)
+
+    def next_expiry(self) -> Instant | None:
+        """When the next SA reaches a limit by time."""
+        times = [
+            Instant(held.added_at + limit)
+            for held in self._sas.values()
+            for limit in (
+                held.sa.lifetimes.hard_seconds,
+                None if held.dying else held.sa.lifetimes.soft_seconds,
+            )
+            if limit is not None
+        ]
+        return min(times, default=None)
+
+    def _carried(self, held: Held) -> None:
+        """Count a packet; soft and hard limits by packets (xfrm_state_check_expire)."""
+        held.packets += 1
+        life = held.sa.lifetimes
+        if life.hard_packets is not None and held.packets >= life.hard_packets:
+            del self._sas[held.sa.id]
+            self._tell(HardExpired(held.sa.id, held.sa.reqid), False)
+        elif (
+            life.soft_packets is not None
+            and held.packets >= life.soft_packets
+            and not held.dying
+        ):
+            held.dying = True
+            self._tell(SoftExpired(held.sa.id, held.sa.reqid), False)
+
+    # Packets
+
+    def lookup(self, direction: SpDirection, packet: Packet) -> Sp | None:
+        """The SP that rules a packet: lowest priority number first, then the oldest."""
+        matching = [
+            sp
+            for sp in self._sps.values()
+            if sp.id.direction is direction and sp.id.mark is None and covers(sp.id, packet)
+        ]
+        return min(matching, key=lambda sp: (sp.priority, sp.index), default=None)
+
+    def send(self, packet: Packet) -> Packet | EspPacket | None:
+        """What leaves this host: the packet in clear, protected, or nothing."""
+        sp = self.lookup(SpDirection.OUT, packet)
+        if sp is None:
+            return packet
+        if sp.action is SpAction.BLOCK:
+            return None
+        if not sp.templates:
+            return packet
+        held = self._outbound(sp)
+        if held is None:
+            return None
+        held.out_seq += 1
+        esp = EspPacket(held.sa.id.spi, held.key, held.out_seq, packet)
+        self._carried(held)
+        return esp
+
+    def would_send_clear(self, packet: Packet) -> bool:
+        """Whether a packet would leave in clear; nothing is counted."""
+        sp = self.lookup(SpDirection.OUT, packet)
+        return sp is None or (sp.action is SpAction.ALLOW and not sp.templates)
+
+    def all_sas(self) -> list[tuple[SaId, Sa]]:
+        """Every SA, without letting time act."""
+        return [(sa_id, held.sa) for sa_id, held in self._sas.items()]
+
+    def _outbound(self, sp: Sp) -> Held | None:
+        template = sp.templates[0]
+        if template.spi is not None:
+            held = self._sas.get(SaId(template.dst, template.spi))
+            return held if held is not None and held.sa.reqid == template.reqid else None
+        return next(
+            (
+                held
+                for held in reversed(self._sas.values())
+                if held.sa.reqid == template.reqid and held.sa.id.dst == template.dst
+            ),
+            None,
+        )
+
+    def receive(self, packet: Packet | EspPacket) -> bool:
+        """Whether a packet from the wire is delivered."""
+        if isinstance(packet, Packet):
+            sp = self.lookup(SpDirection.IN, packet)
+            return sp is None or (sp.action is SpAction.ALLOW and not sp.templates)
+        held = self._sas.get(SaId(packet.inner.dst, packet.spi))
+        if held is None or held.key != packet.key or packet.seq in held.seen:
+            return False
+        held.seen.add(packet.seq)
+        self._carried(held)
+        sp = self.lookup(SpDirection.IN, packet.inner)
+        if sp is None:
+            return True
+        if sp.action is SpAction.BLOCK:
+            return False
+        return all(template.reqid == held.sa.reqid for template in sp.templates)
+
+    def holds(self, sa_id: SaId) -> bytes | None:
+        """Digest of an SA's key, or None when there is no such SA."""
+        held = self._sas.get(sa_id)
+        return None if held is None else held.key
+
+    def out_seq(self, sa_id: SaId) -> int:
+        """The last sequence number sent on an SA."""
+        return self._sas[sa_id].out_seq
+
+
+def covers(sp_id: SpId, packet: Packet) -> bool:
+    """Whether a selector matches a packet (xfrm_selector_match, net/xfrm/xfrm_policy.c)."""
+    selector: Selector = sp_id.selector
+    return (
+        _inside(packet.src, selector.src)
+        and _inside(packet.dst, selector.dst)
+        and selector.proto in (0, packet.proto)
+        and _port(packet.sport, selector.sport)
+        and _port(packet.dport, selector.dport)
+    )
+
+
+def _inside(address: Address, network: Network) -> bool:
+    if isinstance(address, ipaddress.IPv4Address):
+        return isinstance(network, ipaddress.IPv4Network) and address in network
+    return isinstance(network, ipaddress.IPv6Network) and address in network
+
+
+def _port(port: int, match: PortMatch) -> bool:
+    return port & match.mask == match.port & match.mask

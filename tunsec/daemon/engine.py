@@ -1,0 +1,688 @@
+"""The engine: facts from the kernel, the directory and the clock go to the machines, and what they
+order is performed. Synchronous and without a loop of its own, so that the simulation runs it as it
+is; daemon/service.py feeds it from asyncio.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from tunsec.daemon.alarm import Alarms
+from tunsec.daemon.install import Installer, inbound_id, outbound_id, perform
+from tunsec.daemon.journal import fields
+from tunsec.daemon.post import News, PostRoom
+from tunsec.daemon.reconcile import (
+    adopt,
+    held_reqids,
+    overtaken,
+    settled,
+    want,
+)
+from tunsec.daemon.scope import Scope
+from tunsec.machines import offer as offers
+from tunsec.machines import outbox, pair
+from tunsec.machines.facts import (
+    ChildrenChanged,
+    OfferMade,
+    OfferPublished,
+    OwnOffered,
+    RecordPublished,
+    RolloverWanted,
+    SaLost,
+    SaSoftExpired,
+    TimerFired,
+)
+from tunsec.machines.flow import FlowState
+from tunsec.machines.orders import (
+    Action,
+    BlockOutbound,
+    ForgetOffer,
+    InstallInbound,
+    InstallOutbound,
+    MakeOffer,
+    PublishOffer,
+    PublishRecord,
+    ReadUsage,
+    RemoveInbound,
+    RemoveOutbound,
+    WantRollover,
+)
+from tunsec.machines.outbox import Delivered, Write
+from tunsec.model.clock import Deadline, Instant, Seconds
+from tunsec.model.errors import Bug, Refused, TunsecError, Unavailable
+from tunsec.model.event import (
+    EventsLost,
+    HardExpired,
+    KernelEvent,
+    SaAdded,
+    SadFlushed,
+    SaRemoved,
+    SoftExpired,
+    SpChanged,
+    SpdFlushed,
+)
+from tunsec.model.flow import Child, ChildId
+from tunsec.model.names import HostName, OfferSeq
+from tunsec.model.ownership import is_our_reqid
+from tunsec.model.sa import SaId
+from tunsec.model.step import AddSa, AddSp, RemoveSa, RemoveSp, UpdateSp
+from tunsec.plan.diff import Plan, plan
+from tunsec.plan.image import Image
+from tunsec.plan.order import ordered
+from tunsec.ports import Clock, Directory, Entropy, GuardTable, Kernel, Links, Record
+
+DUMP_EVERY: Final = Seconds(60.0)
+"""Drift is seen through events; this dump finds what they missed."""
+COALESCE: Final = Seconds(0.03)
+"""A flush by hand is thousands of events and one repair."""
+GUARD_RETRY: Final = Seconds(2.0)
+
+log = logging.getLogger("tunsec.engine")
+
+
+@dataclass(slots=True)
+class Counters:
+    """What happened since the daemon started."""
+
+    repaired_sas: int = 0
+    repaired_sps: int = 0
+    repaired_guard: int = 0
+    acquires: int = 0
+    overruns: int = 0
+
+
+@dataclass(slots=True)
+class Troubles:
+    """What is wrong now, for status; empty strings are well."""
+
+    guard: str = ""
+    kernel: str = ""
+    offer: str = ""
+    conflicts: tuple[str, ...] = ()
+    overtaken: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Everything outside that the engine acts on."""
+
+    kernel: Kernel
+    guard: GuardTable
+    links: Links
+    directory: Directory
+    clock: Clock
+    entropy: Entropy
+
+
+OFFERS: Final = "offers"
+OUTBOX: Final = "outbox"
+DUMP: Final = "dump"
+GUARD: Final = "guard"
+Target = str | tuple[str, HostName]
+
+
+@dataclass(slots=True)
+class _Queued:
+    target: Target
+    event: object
+
+
+class Engine:
+    """One host's control plane. Every public method runs until nothing is left to do."""
+
+    def __init__(
+        self,
+        *,
+        host: HostName,
+        ports: Ports,
+        post: PostRoom,
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.host = host
+        self.post = post
+        self.pairs: dict[HostName, pair.PairState] = {}
+        self.offers = offers.OffersState()
+        self.outbox = outbox.OutboxState()
+        self.counters = Counters()
+        self.troubles = Troubles()
+        self.scope = Scope.empty(host)
+        self.active_since: dict[ChildId, Instant] = {}
+        self._ports = ports
+        self._changed = changed
+        self._children: dict[ChildId, Child] = {}
+        self._sas: dict[SaId, tuple[ChildId, bool]] = {}
+        self._contents: dict[str, Record] = {}
+        self._tokens: dict[str, OfferSeq | tuple[HostName, int]] = {}
+        self._alarms: Alarms[Target] = Alarms()
+        self._queue: deque[_Queued] = deque()
+        self._closed = False
+        self._installer = Installer(
+            kernel=ports.kernel, keys=post, entropy=ports.entropy, children=self._children.get
+        )
+
+    # What the outside calls
+
+    def start(self, scope: Scope) -> None:
+        """Close first, then look: blocks and guard, adoption of what is there, then keys.
+
+        Raises Unavailable or Refused when the kernel cannot hold block SPs: the caller must not
+        run on, for nothing would be closed.
+        """
+        sps = self._ports.kernel.sps()
+        scope = scope.with_reqids(held_reqids(scope.children, sps))
+        self.scope = scope
+        self._close(Image(sps=sps))
+        self._put_guard()
+        self._enter(scope)
+        self._adopt()
+        self.reconcile()
+        if not self.troubles.guard:
+            self._begin_keying()
+        self._alarms.put(DUMP, Deadline(self._after(DUMP_EVERY), "periodic dump"))
+        self._run()
+
+    def change_scope(self, scope: Scope) -> None:
+        """Another policy, or flows released: close what is new, key it, end what is gone.
+
+        Raises Refused, with the running scope untouched, when the kernel does not take the new
+        block SPs.
+        """
+        sps = self._ports.kernel.sps()
+        held = {child.id: child.reqid for child in self.scope.children}
+        scope = scope.with_reqids(held_reqids(scope.children, sps) | held)
+        before = self.scope
+        self.scope = scope
+        try:
+            self._close(Image(sps=sps))
+        except TunsecError:
+            self.scope = before
+            raise
+        self._put_guard()
+        self._enter(scope)
+        self.reconcile()
+        if not self.troubles.guard:
+            self._begin_keying()
+        self._run()
+
+    def release(self, scope: Scope) -> int:
+        """The admin opens flows: `scope` is the running one without them. Blocks go last.
+
+        Returns how many block SPs were removed.
+        """
+        kernel = self._ports.kernel
+        known = {sp.id for sp in self.scope.blocks}
+        self.change_scope(scope)
+        have = Image(sps=kernel.sps())
+        kept = {sp.id for sp in scope.blocks}
+        everything = not scope.guarded
+        gone = [
+            RemoveSp(sp)
+            for sp in self.scope.all_blocks(have)
+            if sp.id not in kept and (everything or sp.id in known)
+        ]
+        kernel.apply(gone)
+        return len(gone)
+
+    def close(self) -> None:
+        """Stop acting. The kernel stays as it is: protected."""
+        self._closed = True
+        self._queue.clear()
+
+    def deadline(self) -> Deadline | None:
+        """When `tick` must be called at the latest."""
+        return self._alarms.next()
+
+    def tick(self) -> None:
+        """Time has passed."""
+        now = self._ports.clock.now()
+        for target in self._alarms.due(now):
+            match target:
+                case "dump":
+                    self.reconcile()
+                    self._check_guard()
+                    self._alarms.put(DUMP, Deadline(self._after(DUMP_EVERY), "periodic dump"))
+                case "guard":
+                    self._check_guard()
+                case ("expiry", peer):
+                    self._expire(peer)
+                case _:
+                    self._queue.append(_Queued(target, TimerFired()))
+        self._run()
+
+    def on_kernel_events(self, events: Iterable[tuple[KernelEvent, bool]]) -> None:
+        """Facts from the XFRM event lane; the flag says that our own request caused it."""
+        for event, ours in events:
+            self._on_kernel_event(event, ours)
+        self._run()
+
+    def on_records(self, records: Sequence[Record]) -> None:
+        """Records of the directory that are new or changed."""
+        self._tell_pairs(self.post.take(records, frozenset(self.pairs)))
+        self._watch_expiries()
+        self._run()
+
+    def on_written(self, error: Exception | None) -> None:
+        """The directory finished a write."""
+        self._queue.append(_Queued(OUTBOX, outbox.WriteEnded(str(error) if error else "")))
+        self._run()
+
+    def on_directory_back(self) -> None:
+        """The directory can be reached again."""
+        self._queue.append(_Queued(OUTBOX, outbox.DirectoryBack()))
+        self._run()
+
+    def on_guard_changed(self) -> None:
+        """Somebody, perhaps we, touched the guard table."""
+        self._alarms.put(GUARD, Deadline(self._after(COALESCE), "guard table changed"))
+
+    def on_links_changed(self) -> None:
+        """Devices or addresses changed: the guard lists tunnel devices."""
+        if self._guard_differs():
+            self._put_guard()
+        self._run()
+        self._changed()
+
+    def plan_for(self, scope: Scope) -> Plan:
+        """What `change_scope` would do to the kernel, besides the keys that follow."""
+        kernel = self._ports.kernel
+        have = Image(kernel.sas(), kernel.sps())
+        held = {child.id: child.reqid for child in self.scope.children}
+        scope = scope.with_reqids(held_reqids(scope.children, have.sps) | held)
+        flows = {
+            flow.child.id: flow for state in self.pairs.values() for flow in state.flows.values()
+        }
+        then = [
+            replace(flows.get(child.id, FlowState(child)), child=child) for child in scope.children
+        ]
+        return plan(settled(want(then, scope.all_blocks(have)), have), have)
+
+    def reconcile(self) -> Plan:
+        """Hold the kernel against what it should hold, report, repair (law 5)."""
+        kernel = self._ports.kernel
+        try:
+            have = Image(kernel.sas(), kernel.sps())
+        except Unavailable as error:
+            self._trouble("kernel", str(error))
+            self._alarms.put(DUMP, Deadline(self._after(GUARD_RETRY), "kernel did not answer"))
+            return Plan(())
+        wanted = want(self._flows(), self.scope.all_blocks(have))
+        found = plan(settled(wanted, have), have)
+        self._repair(found)
+        self._note_strangers(found, have)
+        return found
+
+    def flows(self) -> Iterable[tuple[pair.PairState, FlowState]]:
+        """Every child with its pair."""
+        for state in self.pairs.values():
+            for flow in state.flows.values():
+                yield state, flow
+
+    # Scope
+
+    def _close(self, have: Image) -> None:
+        """Block SPs and inbound protect SPs, before anything else; read back."""
+        wanted = want([FlowState(child) for child in self.scope.children], self.scope.blocks)
+        missing = [step for step in plan(wanted, have).steps if isinstance(step, AddSp | UpdateSp)]
+        problem = perform(self._ports.kernel, ordered(missing))
+        if problem is not None:
+            raise Refused("closing the flows", reason=problem)
+
+    def _enter(self, scope: Scope) -> None:
+        """Give every pair its children; pairs that lose them all end."""
+        self._children.update({child.id: child for child in scope.children})
+        by_peer: dict[HostName, list[Child]] = {}
+        for child in scope.children:
+            by_peer.setdefault(child.id.peer, []).append(child)
+        self.post.set_addresses(scope.addresses)
+        for peer in {*by_peer, *self.pairs}:
+            if peer not in self.pairs:
+                self.pairs[peer] = pair.PairState(peer)
+            event = ChildrenChanged(tuple(by_peer.get(peer, ())))
+            self._queue.append(_Queued(("pair", peer), event))
+        self._run()
+        for peer in [peer for peer in self.pairs if peer not in by_peer]:
+            del self.pairs[peer]
+            self._alarms.put(("pair", peer), None)
+            self._alarms.put(("expiry", peer), None)
+        wanted = {child.id for child in scope.children}
+        for child_id in [child_id for child_id in self._children if child_id not in wanted]:
+            del self._children[child_id]
+            self.active_since.pop(child_id, None)
+
+    def _begin_keying(self) -> None:
+        rule = self.scope.rollover
+        if rule is None:
+            return
+        own = OwnOffered(self._current(), self.offers.holds)
+        for peer in self.pairs:
+            self._queue.append(_Queued(("pair", peer), own))
+        self._tell_pairs(self.post.reintroduce(frozenset(self.pairs)))
+        self._queue.append(_Queued(OFFERS, offers.RuleChanged(rule)))
+
+    def _adopt(self) -> None:
+        """Take over what an earlier life left in the kernel (law 3: never re-add)."""
+        kernel = self._ports.kernel
+        have = Image(kernel.sas(), kernel.sps())
+        found = adopt(self._children, have)
+        self._installer.remove(found.useless)
+        adopted = 0
+        for peer, event in found.by_peer.items():
+            adopted += len(event.inbound) + len(event.outbound)
+            self._queue.append(_Queued(("pair", HostName(peer)), event))
+        self._run()
+        if adopted or found.useless:
+            log.info("adopted", extra=fields({"sas": adopted, "removed": len(found.useless)}))
+
+    # Guard
+
+    def _put_guard(self) -> None:
+        guard = self._ports.guard
+        try:
+            if self.scope.guarded:
+                guard.put(self.scope.guard(self._ports.links.overlay_devices()))
+            else:
+                guard.remove()
+        except (Refused, Unavailable) as error:
+            self._trouble("guard", str(error))
+            self._alarms.put(GUARD, Deadline(self._after(GUARD_RETRY), "guard is tried again"))
+        else:
+            self._trouble("guard", "")
+
+    def _guard_differs(self) -> bool:
+        if not self.scope.guarded:
+            return False
+        try:
+            guard = self.scope.guard(self._ports.links.overlay_devices())
+            return not self._ports.guard.intact(guard)
+        except (Refused, Unavailable) as error:
+            self._trouble("guard", str(error))
+            return True
+
+    def _check_guard(self) -> None:
+        failed = bool(self.troubles.guard)
+        if not failed and not self._guard_differs():
+            return
+        if not failed:
+            self.counters.repaired_guard += 1
+            log.warning("guard table was changed: repaired")
+        self._put_guard()
+        if failed and not self.troubles.guard:
+            self._begin_keying()
+
+    # Kernel
+
+    def _on_kernel_event(self, event: KernelEvent, ours: bool) -> None:
+        match event:
+            case SoftExpired(sa_id):
+                self._tell_owner(
+                    sa_id, lambda child, inbound: SaSoftExpired(child, sa_id.spi, inbound)
+                )
+            case HardExpired(sa_id):
+                self._tell_owner(
+                    sa_id,
+                    lambda child, inbound: SaLost(child, sa_id.spi, inbound, "hard lifetime"),
+                )
+            case SaRemoved(_, reqid) | SaAdded(_, reqid):
+                if not ours and is_our_reqid(reqid):
+                    self._look_soon("SAs changed by another")
+            case SpChanged():
+                if not ours:
+                    self._look_soon("SPs changed by another")
+            case SadFlushed() | SpdFlushed():
+                self._look_soon("flushed by another")
+            case EventsLost():
+                self.counters.overruns += 1
+                self._look_soon("events lost")
+            case _:
+                self.counters.acquires += 1
+
+    def _tell_owner(self, sa_id: SaId, event: Callable[[ChildId, bool], pair.PairEvent]) -> None:
+        owner = self._sas.get(sa_id)
+        if owner is not None:
+            child, inbound = owner
+            self._queue.append(_Queued(("pair", child.peer), event(child, inbound)))
+
+    def _look_soon(self, reason: str) -> None:
+        soon = Deadline(self._after(COALESCE), reason)
+        planned = self._alarms.get(DUMP)
+        if planned is None or planned.at > soon.at:
+            self._alarms.put(DUMP, soon)
+
+    def _repair(self, found: Plan) -> None:
+        """Steps back to what is wanted; SAs that are gone are replaced by fresh ones."""
+        answers = self._ports.kernel.apply(found.steps)
+        for step, answer in zip(found.steps, answers, strict=True):
+            if isinstance(step, AddSa | RemoveSa):
+                self.counters.repaired_sas += 1
+            else:
+                self.counters.repaired_sps += 1
+            log.warning(
+                "drift repaired" if answer is None else "drift not repaired",
+                extra=fields({"step": step, "answer": answer or "ok"}),
+            )
+        for sa_id in found.lost:
+            owner = self._sas.get(sa_id)
+            if owner is None:
+                raise Bug(f"SA {sa_id} is wanted by nobody")
+            child, inbound = owner
+            self.counters.repaired_sas += 1
+            log.warning("SA is gone", extra=fields({"sa": sa_id, "child": child}))
+            lost = SaLost(child, sa_id.spi, inbound, "SA was removed by another")
+            self._queue.append(_Queued(("pair", child.peer), lost))
+
+    def _note_strangers(self, found: Plan, have: Image) -> None:
+        conflicts = tuple(f"another program owns {one}" for one in found.conflicts)
+        before = tuple(
+            f"{child}: another program's SP comes first: {sp}"
+            for child, sp in overtaken(self.scope.children, have)
+        )
+        if (conflicts, before) != (self.troubles.conflicts, self.troubles.overtaken):
+            for text in (*conflicts, *before):
+                log.error(text)
+        self.troubles.conflicts, self.troubles.overtaken = conflicts, before
+
+    # Machines
+
+    def _run(self) -> None:
+        """Until the queue is empty: step the machine, perform what it orders."""
+        while self._queue and not self._closed:
+            queued = self._queue.popleft()
+            match queued.target:
+                case ("pair", peer):
+                    self._step_pair(peer, queued.event)
+                case "offers":
+                    self._step_offers(queued.event)
+                case "outbox":
+                    self._step_outbox(queued.event)
+                case _:
+                    raise Bug(f"nobody is {queued.target}")
+        self._changed()
+
+    def _step_pair(self, peer: HostName, event: object) -> None:
+        before = self.pairs.get(peer)
+        if before is None:
+            return  # the policy dropped the peer while this was queued
+        now, dice = self._ports.clock.now(), self._ports.entropy.fraction()
+        done = pair.step(before, event, now, dice)  # type: ignore[arg-type]
+        self.pairs[peer] = done.state
+        self._note_transitions(before, done.state, now)
+        self._alarms.put(("pair", peer), pair.deadline(done.state))
+        for action in done.actions:
+            self._perform(peer, action)
+
+    def _step_offers(self, event: object) -> None:
+        before = self.offers
+        now, dice = self._ports.clock.now(), self._ports.entropy.fraction()
+        done = offers.step(before, event, now, dice)  # type: ignore[arg-type]
+        self.offers = done.state
+        self._alarms.put(OFFERS, offers.deadline(done.state))
+        for action in done.actions:
+            self._perform(self.host, action)
+        if (before.current, before.holds) != (done.state.current, done.state.holds):
+            own = OwnOffered(self._current(), done.state.holds)
+            for peer in self.pairs:
+                self._queue.append(_Queued(("pair", peer), own))
+            self._tell_pairs(self.post.reopen(frozenset(self.pairs)))
+
+    def _step_outbox(self, event: object) -> None:
+        now, dice = self._ports.clock.now(), self._ports.entropy.fraction()
+        done = outbox.step(self.outbox, event, now, dice)  # type: ignore[arg-type]
+        if done.state.error != self.outbox.error:
+            text = done.state.error
+            log.log(
+                logging.WARNING if text else logging.INFO,
+                "directory cannot be written" if text else "directory written again",
+                extra=fields({"error": text} if text else {}),
+            )
+        self.outbox = done.state
+        self._alarms.put(OUTBOX, outbox.deadline(done.state))
+        for action in done.actions:
+            self._perform(self.host, action)
+
+    def _perform(self, peer: HostName, action: Action) -> None:
+        match action:
+            case InstallInbound():
+                self._answer(peer, self._installer.install_inbound(action))
+            case InstallOutbound():
+                self._answer(peer, self._installer.install_outbound(action))
+            case RemoveInbound(child, spi):
+                self._installer.remove([SaId(child.local, spi)])
+            case RemoveOutbound(child, spi):
+                self._installer.remove([SaId(child.remote, spi)])
+            case BlockOutbound(child):
+                self._installer.block(self._children[child])
+            case ReadUsage():
+                self._answer(peer, self._installer.read_usage(action))
+            case PublishRecord():
+                record = self.post.record(peer, action)
+                self._put(record, (peer, action.revision))
+            case WantRollover(reason):
+                self._queue.append(_Queued(OFFERS, RolloverWanted(reason)))
+            case MakeOffer():
+                self._make_offer(action)
+            case PublishOffer(seq):
+                self._put(self.post.offer_record(seq), seq)
+            case ForgetOffer(seq):
+                self.post.forget_own(seq)
+                self._installer.forget(seq)
+            case Write(paths):
+                self._ports.directory.publish(
+                    [self._contents[path] for path in paths], done=self.on_written
+                )
+            case Delivered(paths):
+                for path in paths:
+                    self._delivered(path)
+            case _:
+                raise Bug(f"nobody performs {action}")
+
+    def _answer(self, peer: HostName, events: Iterable[pair.PairEvent]) -> None:
+        """An order's answer comes before any other fact: a machine never sees its own order open."""
+        answers = [_Queued(("pair", peer), event) for event in events]
+        self._queue.extendleft(reversed(answers))
+
+    def _tell_pairs(self, news: Iterable[News]) -> None:
+        self._queue.extend(_Queued(("pair", item.peer), item.event) for item in news)
+
+    def _make_offer(self, order: MakeOffer) -> None:
+        try:
+            seq = self.post.make_offer(order.lifetime)
+        except Refused as error:
+            self._trouble("offer", str(error))
+            self._queue.append(_Queued(OFFERS, offers.OfferRefused(str(error))))
+            return
+        self._trouble("offer", "")
+        log.info("offer made", extra=fields({"seq": seq, "reason": order.reason}))
+        self._queue.append(_Queued(OFFERS, OfferMade(seq)))
+
+    def _put(self, record: Record, token: OfferSeq | tuple[HostName, int]) -> None:
+        self._contents[record.path] = record
+        self._tokens[record.path] = token
+        self._queue.append(_Queued(OUTBOX, outbox.Put(record.path)))
+
+    def _delivered(self, path: str) -> None:
+        self._contents.pop(path, None)
+        token = self._tokens.pop(path)
+        if isinstance(token, tuple):
+            peer, revision = token
+            self._queue.append(_Queued(("pair", peer), RecordPublished(revision)))
+        else:
+            self._queue.append(_Queued(OFFERS, OfferPublished(token)))
+
+    def _note_transitions(
+        self, before: pair.PairState, after: pair.PairState, now: Instant
+    ) -> None:
+        """Log phases that changed; keep the index of SAs in step with the machine."""
+        for child, flow in after.flows.items():
+            old = before.flows.get(child)
+            if old is flow:
+                continue
+            self._index(old, flow)
+            was = old.phase if old is not None else None
+            if was is not flow.phase:
+                self._log_phase(after, flow, was or "NEW")
+            if flow.active_outbound is None:
+                self.active_since.pop(child, None)
+            else:
+                self.active_since.setdefault(child, now)
+        for child, old in before.flows.items():
+            if child not in after.flows:
+                self._index(old, None)
+
+    def _index(self, old: FlowState | None, new: FlowState | None) -> None:
+        before, after = _ids(old), _ids(new)
+        for sa_id in before.keys() - after.keys():
+            self._sas.pop(sa_id, None)
+        self._sas.update(after)
+
+    def _log_phase(self, state: pair.PairState, flow: FlowState, was: str) -> None:
+        child = flow.child.id
+        reason = pair.blocked_reason(state, flow)
+        log.info(
+            f"{was} -> {flow.phase}",
+            extra=fields(
+                {"peer": child.peer, "flow": child.flow, "local": child.local}
+                | ({"reason": reason} if reason else {})
+            ),
+        )
+
+    # Small things
+
+    def _flows(self) -> list[FlowState]:
+        return [flow for _, flow in self.flows()]
+
+    def _current(self) -> OfferSeq | None:
+        return None if self.offers.current is None else self.offers.current.seq
+
+    def _after(self, span: Seconds) -> Instant:
+        return Instant(self._ports.clock.now() + span)
+
+    def _trouble(self, what: str, text: str) -> None:
+        if getattr(self.troubles, what) != text:
+            setattr(self.troubles, what, text)
+            if text:
+                log.error(f"{what} trouble", extra=fields({"error": text}))
+            else:
+                log.info(f"{what} well again")
+
+    def _watch_expiries(self) -> None:
+        wall, now = self._ports.clock.wall(), self._ports.clock.now()
+        for peer, ends in self.post.expiries().items():
+            at = Instant(now + max(0.0, ends - wall))
+            self._alarms.put(("expiry", peer), Deadline(at, "offer of a peer expires"))
+
+    def _expire(self, peer: HostName) -> None:
+        news = self.post.expire(peer)
+        if news is not None:
+            self._tell_pairs([news])
+        self._watch_expiries()
+
+
+def _ids(flow: FlowState | None) -> dict[SaId, tuple[ChildId, bool]]:
+    if flow is None:
+        return {}
+    child = flow.child
+    return {inbound_id(child, sa.spi): (child.id, True) for sa in flow.inbound} | {
+        outbound_id(child, sa.spi): (child.id, False) for sa in flow.outbound
+    }

@@ -1,0 +1,181 @@
+"""Holds the kernel against what it should hold: adoption at start, drift ever after (law 5)."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from tunsec.machines.facts import Adopted, AdoptedSa
+from tunsec.machines.flow import FlowState
+from tunsec.model.flow import Child, ChildId
+from tunsec.model.names import Reqid, Spi
+from tunsec.model.ownership import PRIORITY_BLOCK, is_our_sa, is_our_sp
+from tunsec.model.sa import UNLIMITED, Sa, SaDirection, SaId
+from tunsec.model.sp import Sp, SpAction, SpDirection, SpId
+from tunsec.plan.image import Image, Wanted, WantedSa, wanted
+from tunsec.plan.sas import inbound_sa, outbound_sa
+from tunsec.policy.desired import inbound_sps, outbound_sps
+
+
+def held_reqids(children: Iterable[Child], sps: Mapping[SpId, Sp]) -> dict[ChildId, Reqid]:
+    """Reqids that our SPs in the kernel already give to children."""
+    held: dict[ChildId, Reqid] = {}
+    for child in children:
+        for sp in inbound_sps(child):
+            actual = sps.get(sp.id)
+            if actual is not None and actual.templates and is_our_sp(actual):
+                held[child.id] = actual.templates[0].reqid
+    return held
+
+
+@dataclass(frozen=True, slots=True)
+class Adoption:
+    """What an earlier life of the daemon left: per peer, and what nobody can use any more."""
+
+    by_peer: Mapping[str, Adopted]
+    useless: tuple[SaId, ...]
+
+
+def adopt(children: Mapping[ChildId, Child], have: Image) -> Adoption:
+    """Sort our SAs in the kernel by child and direction.
+
+    An outbound SA counts only if the child's SPs pin it; the others were never switched to.
+    """
+    by_reqid = {child.reqid: child for child in children.values()}
+    pinned = {child.id: _pinned(child, have) for child in children.values()}
+    inbound: dict[str, list[AdoptedSa]] = {}
+    outbound: dict[str, list[AdoptedSa]] = {}
+    useless: list[SaId] = []
+    for sa in sorted(have.sas.values(), key=lambda sa: sa.usage.added_at):
+        if not is_our_sa(sa):
+            continue
+        child = by_reqid.get(sa.reqid)
+        if child is None or sa.aead is None or sa.larval:
+            useless.append(sa.id)
+        elif _runs(sa, child, inbound=True):
+            entry = AdoptedSa(child.id, sa.id.spi, sa.aead)
+            inbound.setdefault(child.id.peer, []).append(entry)
+        elif _runs(sa, child, inbound=False) and pinned[child.id] == sa.id.spi:
+            entry = AdoptedSa(child.id, sa.id.spi, sa.aead)
+            outbound.setdefault(child.id.peer, []).append(entry)
+        else:
+            useless.append(sa.id)
+    peers = {child.peer for child in children}
+    return Adoption(
+        {
+            peer: Adopted(tuple(inbound.get(peer, ())), tuple(outbound.get(peer, ())))
+            for peer in peers
+        },
+        tuple(useless),
+    )
+
+
+def _runs(sa: Sa, child: Child, *, inbound: bool) -> bool:
+    ends = (child.id.remote, child.id.local) if inbound else (child.id.local, child.id.remote)
+    return (sa.src, sa.id.dst) == ends
+
+
+def _pinned(child: Child, have: Image) -> Spi | None:
+    """The SPI that all outbound SPs of a child pin, or None."""
+    spis: set[Spi | None] = set()
+    for sp in outbound_sps(child, Spi(0)):
+        actual = have.sps.get(sp.id)
+        spis.add(actual.templates[0].spi if actual is not None and actual.templates else None)
+    return spis.pop() if len(spis) == 1 else None
+
+
+def want(flows: Iterable[FlowState], blocks: Iterable[Sp]) -> Wanted:
+    """What the kernel must hold of ours, by the machines' word.
+
+    SAs carry no keys: one that is gone can only be replaced (law 3).
+    """
+    sas: list[WantedSa] = []
+    sps: list[Sp] = list(blocks)
+    for flow in flows:
+        child = flow.child
+        sas += [
+            WantedSa(inbound_sa(child, sa.spi, aead=sa.aead, key=None), SaDirection.INBOUND)
+            for sa in flow.inbound
+        ]
+        sas += [
+            WantedSa(outbound_sa(child, sa.spi, aead=sa.aead, key=None), SaDirection.OUTBOUND)
+            for sa in flow.outbound
+        ]
+        sps += inbound_sps(child)
+        active = flow.active_outbound
+        if active is not None:
+            sps += outbound_sps(child, active.spi)
+    return wanted(sas, sps)
+
+
+def settled(want: Wanted, have: Image) -> Wanted:
+    """`want` with the lifetimes and window that each SA was given when it was installed.
+
+    A policy that changes them changes the SAs to come; the ones in use are no drift.
+    """
+    return replace(
+        want,
+        sas={
+            sa_id: replace(
+                wanted_sa,
+                sa=replace(
+                    wanted_sa.sa,
+                    lifetimes=actual.lifetimes if actual is not None else UNLIMITED,
+                    replay=replace(wanted_sa.sa.replay, window=actual.replay.window)
+                    if actual is not None
+                    else wanted_sa.sa.replay,
+                ),
+            )
+            for sa_id, wanted_sa in want.sas.items()
+            for actual in (have.sas.get(sa_id),)
+        },
+    )
+
+
+def retired_blocks(wanted_sps: Mapping[SpId, Sp], have: Image) -> tuple[Sp, ...]:
+    """Block SPs of ours in the kernel that the policy no longer names.
+
+    They stay until an admin releases them: a flow does not open because a line was deleted.
+    """
+    return tuple(
+        sp
+        for sp_id, sp in have.sps.items()
+        if is_our_sp(sp) and sp.action is SpAction.BLOCK and sp_id not in wanted_sps
+    )
+
+
+def overtaken(children: Iterable[Child], have: Image) -> tuple[tuple[ChildId, Sp], ...]:
+    """Other programs' SPs that come before ours for a packet of a flow: they could open it."""
+    foreign = [
+        sp
+        for sp in have.sps.values()
+        if not is_our_sp(sp) and sp.priority <= PRIORITY_BLOCK and sp.id.if_id is None
+    ]
+    if not foreign:
+        return ()
+    return tuple(
+        (child.id, sp)
+        for child in children
+        for sp in foreign
+        if any(_overlap(sp, selector_sp) for selector_sp in _own_sps(child))
+    )
+
+
+def _own_sps(child: Child) -> tuple[Sp, ...]:
+    return (*inbound_sps(child), *outbound_sps(child, Spi(0)))
+
+
+def _overlap(one: Sp, other: Sp) -> bool:
+    a, b = one.id.selector, other.id.selector
+    if one.id.direction is not other.id.direction or one.id.direction is SpDirection.FWD:
+        return False
+    if a.version != b.version:
+        return False
+    ports = all(
+        (x.port ^ y.port) & x.mask & y.mask == 0
+        for x, y in ((a.sport, b.sport), (a.dport, b.dport))
+    )
+    protos = a.proto in (0, b.proto) or b.proto == 0
+    return protos and ports and _meet(a.src, b.src) and _meet(a.dst, b.dst)
+
+
+def _meet(one: object, other: object) -> bool:
+    return bool(one.overlaps(other))  # type: ignore[attr-defined]

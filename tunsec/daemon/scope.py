@@ -1,0 +1,179 @@
+"""What this daemon answers for: the policy's part for this host, less what was released, plus what
+the policy dropped and nobody has released yet."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from tunsec.daemon.reconcile import retired_blocks
+from tunsec.keying.judgement import Grant
+from tunsec.machines.offer import RolloverRule
+from tunsec.model.clock import Seconds
+from tunsec.model.flow import Child, ChildId, Keying
+from tunsec.model.guard import Guard, GuardedFlow, TunnelDevice
+from tunsec.model.names import Address, FlowName, HostName, Mark, Reqid
+from tunsec.model.sp import Sp, SpId
+from tunsec.plan.image import Image
+from tunsec.policy.desired import Desired, assign_reqids, child_ids, desired
+from tunsec.policy.intent import Intent
+from tunsec.ports import OverlayDevice
+
+OFFER_LIFETIME = Seconds(2 * 3600.0)
+"""Least validity of an offer: survives clocks that differ, and a directory that is away."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retired:
+    """A flow that a policy once named and a later one does not: it stays blocked."""
+
+    flow: FlowName
+    blocks: tuple[Sp, ...]
+    guarded: GuardedFlow
+
+
+@dataclass(frozen=True)
+class Scope:
+    """One host's responsibilities. `held` are reqids that children already have."""
+
+    host: HostName
+    intent: Intent | None = None
+    source: str = ""
+    released: frozenset[FlowName] = frozenset()
+    retired: tuple[Retired, ...] = ()
+    held: Mapping[ChildId, Reqid] | None = None
+
+    @classmethod
+    def empty(cls, host: HostName) -> "Scope":
+        """Nothing at all: before the first policy."""
+        return cls(host)
+
+    @cached_property
+    def managed(self) -> Intent | None:
+        """The policy without released flows."""
+        if self.intent is None or not self.released:
+            return self.intent
+        kept = tuple(flow for flow in self.intent.flows if flow.name not in self.released)
+        return replace(self.intent, flows=kept)
+
+    @cached_property
+    def _desired(self) -> Desired | None:
+        if self.managed is None:
+            return None
+        ids = child_ids(self.managed, self.host)
+        return desired(self.managed, self.host, reqids=assign_reqids(ids, self.held or {}))
+
+    @property
+    def children(self) -> tuple[Child, ...]:
+        """Protected relations of this host."""
+        return self._desired.children if self._desired else ()
+
+    @cached_property
+    def blocks(self) -> tuple[Sp, ...]:
+        """Block SPs, of retired flows too."""
+        now = self._desired.blocks if self._desired else ()
+        blocks: dict[SpId, Sp] = {sp.id: sp for sp in now}
+        for gone in self.retired:
+            blocks |= {sp.id: sp for sp in gone.blocks}
+        return tuple(blocks.values())
+
+    def all_blocks(self, have: Image) -> tuple[Sp, ...]:
+        """Block SPs, and any of ours in the kernel that nobody remembers: they stay too."""
+        blocks = {sp.id: sp for sp in self.blocks}
+        return (*self.blocks, *retired_blocks(blocks, have))
+
+    @property
+    def guarded(self) -> tuple[GuardedFlow, ...]:
+        """What the guard table watches."""
+        now = self._desired.guarded if self._desired else ()
+        named = {guarded.flow for guarded in now}
+        return (*now, *(gone.guarded for gone in self.retired if gone.flow not in named))
+
+    def guard(self, devices: Iterable[OverlayDevice]) -> Guard:
+        """The guard table for the tunnel devices there are now."""
+        ports = {(flow.kind, port) for flow in self.guarded for port in flow.ports}
+        return Guard(
+            self.guarded,
+            tuple(
+                TunnelDevice(device.name, device.ifindex, device.kind, device.port)
+                for device in devices
+                if (device.kind, device.port) in ports
+            ),
+            self.tunnel_mark,
+        )
+
+    @property
+    def tunnel_mark(self) -> Mark:
+        """The mark that tells the kernel's tunnels from users' sockets."""
+        return self._desired.tunnel_mark if self._desired else Mark(1 << 23, 1 << 23)
+
+    @property
+    def addresses(self) -> frozenset[Address]:
+        """Addresses that the policy gives this host."""
+        if self.intent is None:
+            return frozenset()
+        return frozenset(self.intent.host(self.host).addresses)
+
+    @property
+    def grants(self) -> dict[HostName, Grant]:
+        """What every host of the policy may claim."""
+        if self.intent is None:
+            return {}
+        return {
+            host.name: Grant(host.identity, frozenset(host.addresses)) for host in self.intent.hosts
+        }
+
+    @property
+    def rollover(self) -> RolloverRule | None:
+        """One offer serves all flows, so the most demanding one sets the pace."""
+        rules = [child.rekey for child in self.children if child.keying is Keying.DIRECTORY]
+        if not rules:
+            return None
+        quickest = min(rules, key=lambda rule: rule.after)
+        longest = max(rule.hard_after for rule in rules)
+        return RolloverRule(quickest.after, quickest.jitter, Seconds(max(longest, OFFER_LIFETIME)))
+
+    def with_reqids(self, held: Mapping[ChildId, Reqid]) -> "Scope":
+        """The same, with children keeping the reqids they have in the kernel."""
+        return replace(self, held=held)
+
+    def with_policy(self, intent: Intent, source: str) -> "Scope":
+        """The next policy. What it no longer names is retired; what it names is managed again."""
+        then = Scope(self.host, intent, source)
+        named = {flow.flow for flow in then.guarded}
+        gone = {one.flow: one for one in (*self.retired, *self._parts()) if one.flow not in named}
+        return replace(then, retired=tuple(gone.values()))
+
+    def without(self, flow: FlowName | None) -> "Scope":
+        """A flow (None: every flow) released: neither managed nor retired."""
+        managed = frozenset(part.flow for part in self._parts())
+        retired = frozenset(one.flow for one in self.retired)
+        gone = managed | retired if flow is None else frozenset([flow])
+        return replace(
+            self,
+            released=self.released | (gone & managed),
+            retired=tuple(one for one in self.retired if one.flow not in gone),
+        )
+
+    def knows(self, flow: FlowName) -> bool:
+        """Whether a flow is managed or retired here."""
+        return any(guarded.flow == flow for guarded in self.guarded)
+
+    def _parts(self) -> tuple[Retired, ...]:
+        """Each managed flow as it would be retired."""
+        if self.managed is None or self._desired is None:
+            return ()
+        return tuple(
+            Retired(
+                guarded.flow,
+                replace(
+                    self,
+                    intent=replace(
+                        self.managed,
+                        flows=tuple(f for f in self.managed.flows if f.name == guarded.flow),
+                    ),
+                    retired=(),
+                ).blocks,
+                guarded,
+            )
+            for guarded in self._desired.guarded
+        )

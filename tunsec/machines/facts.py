@@ -1,0 +1,167 @@
+"""Events of the directory machines: facts, past tense. What they name was verified at the door."""
+
+from dataclasses import dataclass
+
+from tunsec.model.aead import Aead
+from tunsec.model.event import Event
+from tunsec.model.flow import Child, ChildId
+from tunsec.model.names import Boot, OfferSeq, Spi
+
+
+@dataclass(frozen=True, slots=True)
+class TimerFired(Event):
+    """The deadline of a machine was reached."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChildrenChanged(Event):
+    """The policy gives this pair these children, and no others."""
+
+    children: tuple[Child, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AdoptedSa:
+    """An SA of ours that an earlier life of the daemon left in the kernel."""
+
+    child: ChildId
+    spi: Spi
+    aead: Aead
+
+
+@dataclass(frozen=True, slots=True)
+class Adopted(Event):
+    """What the kernel held at start: inbound SAs, and the outbound ones that SPs pin."""
+
+    inbound: tuple[AdoptedSa, ...]
+    outbound: tuple[AdoptedSa, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OwnOffered(Event):
+    """This host's offers changed: `current` is published, `holds` are all with a private key."""
+
+    current: OfferSeq | None
+    holds: frozenset[OfferSeq]
+
+
+@dataclass(frozen=True, slots=True)
+class PeerOffered(Event):
+    """A newer offer of the peer was accepted."""
+
+    seq: OfferSeq
+    boot: Boot
+
+
+@dataclass(frozen=True, slots=True)
+class PeerOfferEnded(Event):
+    """The peer's newest offer expired or can no longer be trusted."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Keyed:
+    """An SA that was installed and found in the kernel."""
+
+    child: ChildId
+    spi: Spi
+    aead: Aead
+    own_offer: OfferSeq
+    peer_offer: OfferSeq
+
+
+@dataclass(frozen=True, slots=True)
+class InboundInstalled(Event):
+    """Inbound SAs that were asked for are in the kernel, read back."""
+
+    sas: tuple[Keyed, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class InboundRefused(Event):
+    """Inbound SAs could not be installed."""
+
+    children: tuple[ChildId, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PeerConfirmed(Event):
+    """The peer's newest record: what it receives on, what it sends on, which offers it holds."""
+
+    receives: tuple[Keyed, ...]
+    sends: frozenset[tuple[ChildId, Spi]]
+    holds: frozenset[OfferSeq]
+
+
+@dataclass(frozen=True, slots=True)
+class OutboundSwitched(Event):
+    """Outbound SAs are in the kernel and the outbound SPs pin them, read back."""
+
+    sas: tuple[Keyed, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OutboundRefused(Event):
+    """An outbound SA could not be installed or switched to."""
+
+    child: ChildId
+    spi: Spi
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RecordPublished(Event):
+    """Our record of this revision is in the directory."""
+
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class UsageRead(Event):
+    """What a draining inbound SA has carried; None when it is gone."""
+
+    child: ChildId
+    spi: Spi
+    packets: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class SaSoftExpired(Event):
+    """An SA of a child reached a soft limit."""
+
+    child: ChildId
+    spi: Spi
+    inbound: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SaLost(Event):
+    """An SA of a child is no longer in the kernel, and we did not remove it."""
+
+    child: ChildId
+    spi: Spi
+    inbound: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class OfferMade(Event):
+    """A key pair was drawn and an offer signed."""
+
+    seq: OfferSeq
+
+
+@dataclass(frozen=True, slots=True)
+class OfferPublished(Event):
+    """An offer of ours is in the directory."""
+
+    seq: OfferSeq
+
+
+@dataclass(frozen=True, slots=True)
+class RolloverWanted(Event):
+    """Something other than time asks for a new offer."""
+
+    reason: str

@@ -1,0 +1,192 @@
+"""The flow machine: one child, both directions, from BLOCKED to INSTALLED and through rekeys.
+
+Its phase is read off its SAs, so that it cannot say anything the SAs do not::
+
+    BLOCKED --offers of both--> KEYING --both directions in use--> INSTALLED
+    INSTALLED --successor asked for--> REKEYING --old SAs drained--> INSTALLED
+    any --no outbound SA left--> KEYING or BLOCKED: the block SPs hold the flow
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Final
+
+from tunsec.machines.facts import Keyed
+from tunsec.machines.slots import (
+    INBOUND,
+    OUTBOUND,
+    InboundFact,
+    InboundSa,
+    OutboundFact,
+    OutboundSa,
+    SaState,
+)
+from tunsec.model.clock import Instant, Seconds
+from tunsec.model.flow import Child
+from tunsec.model.names import OfferSeq, Spi
+
+MAX_EPOCHS: Final = 3
+"""SAs of a child in one direction at a time: previous, current, next."""
+
+
+class Phase(StrEnum):
+    """What an admin sees of a flow."""
+
+    BLOCKED = "BLOCKED"
+    KEYING = "KEYING"
+    INSTALLED = "INSTALLED"
+    REKEYING = "REKEYING"
+
+
+@dataclass(frozen=True, slots=True)
+class FlowState:
+    """A child and its SAs, oldest first."""
+
+    child: Child
+    inbound: tuple[InboundSa, ...] = ()
+    outbound: tuple[OutboundSa, ...] = ()
+    rekeys: int = 0
+    reason: str = ""
+    """Why there is no key, while there is none."""
+    retry_at: Instant | None = None
+    """When a refused installation is tried again."""
+    failures: int = 0
+    needs_peer: bool = False
+    """The refused SA was an outbound one: only the peer can name another SPI."""
+
+    @property
+    def newest_inbound(self) -> InboundSa | None:
+        """The inbound SA the peer shall use: the newest that is not superseded."""
+        alive = [sa for sa in self.inbound if sa.state is not SaState.REKEYED]
+        return alive[-1] if alive else None
+
+    @property
+    def active_outbound(self) -> OutboundSa | None:
+        """The outbound SA that the SPs pin."""
+        active = [sa for sa in self.outbound if sa.state is SaState.ACTIVE]
+        return active[-1] if active else None
+
+    @property
+    def phase(self) -> Phase:
+        """What the SAs amount to."""
+        if self.active_outbound is None or not any(
+            sa.state in (SaState.ACTIVE, SaState.REKEYED) for sa in self.inbound
+        ):
+            return Phase.KEYING if self.inbound or self.outbound else Phase.BLOCKED
+        settled = (
+            len(self.outbound) == 1
+            and len(self.inbound) == 1
+            and self.inbound[0].state is SaState.ACTIVE
+        )
+        return Phase.INSTALLED if settled else Phase.REKEYING
+
+
+def inbound_drain(child: Child) -> Seconds:
+    """How long a superseded inbound SA must stay idle: packets on their way still arrive."""
+    return Seconds(min(10.0, max(0.05, child.rekey.after / 8)))
+
+
+def outbound_drain(child: Child) -> Seconds:
+    """How long a superseded outbound SA stays: a packet may hold a route that names it."""
+    return Seconds(min(1.0, max(0.02, child.rekey.after / 16)))
+
+
+def may_replace(
+    flow: FlowState, *, own: OfferSeq, peer: OfferSeq, followable: Callable[[OfferSeq], bool]
+) -> bool:
+    """Whether a new inbound SA under these offers is needed, and may be made now.
+
+    While the newest one is unused and the peer can still move to it, we wait: its word may be on
+    the way. `followable(offer)` tells whether the peer holds the private key of an offer.
+    """
+    if len(flow.inbound) >= MAX_EPOCHS:
+        return False
+    newest = flow.newest_inbound
+    if newest is None or newest.expiring:
+        return True
+    if newest.peer_offer is None:
+        return True
+    if (newest.own_offer, newest.peer_offer) == (own, peer):
+        return False
+    return newest.state is SaState.ACTIVE or not followable(newest.peer_offer)
+
+
+def add_inbound(flow: FlowState, keyed: Keyed) -> FlowState:
+    """A new inbound SA stands in the kernel."""
+    sa = InboundSa(keyed.spi, keyed.aead, keyed.own_offer, keyed.peer_offer)
+    return replace(flow, inbound=(*flow.inbound, sa), reason="", retry_at=None, failures=0)
+
+
+def switch_outbound(flow: FlowState, keyed: Keyed, now: Instant) -> FlowState:
+    """The SPs pin a new outbound SA; the one before drains."""
+    drained_at = Instant(now + outbound_drain(flow.child))
+    older = tuple(
+        replace(
+            sa,
+            state=OUTBOUND.next(sa.state, OutboundFact.SUCCEEDED),
+            drained_at=sa.drained_at or drained_at,
+        )
+        for sa in flow.outbound
+    )
+    new = OutboundSa(keyed.spi, keyed.aead, keyed.own_offer, keyed.peer_offer)
+    rekeys = flow.rekeys + (1 if older else 0)
+    return replace(
+        flow, outbound=(*older, new), rekeys=rekeys, reason="", retry_at=None, failures=0
+    )
+
+
+def published(flow: FlowState, spi: Spi) -> FlowState:
+    """A record that names this inbound SA is in the directory."""
+    return replace(
+        flow,
+        inbound=tuple(
+            replace(sa, state=INBOUND.next(sa.state, InboundFact.PUBLISHED))
+            if sa.spi == spi
+            else sa
+            for sa in flow.inbound
+        ),
+    )
+
+
+def peer_sends(
+    flow: FlowState, sends: frozenset[Spi], holds: frozenset[OfferSeq], now: Instant
+) -> FlowState:
+    """The peer's record tells on which of our inbound SAs it sends.
+
+    One it has passed over or can no longer move to is superseded. One that it may still move to
+    stays: it is the newest, and the peer holds the offer it was made under.
+    """
+    inbound = list(flow.inbound)
+    newer_in_use = False
+    for index in reversed(range(len(inbound))):
+        sa = inbound[index]
+        if sa.spi in sends:
+            inbound[index] = replace(sa, state=INBOUND.next(sa.state, InboundFact.PEER_SENDS))
+            newer_in_use = True
+        elif sa.state is SaState.ACTIVE or newer_in_use or sa.peer_offer not in holds:
+            state = INBOUND.next(sa.state, InboundFact.PEER_LEFT)
+            inbound[index] = replace(sa, state=state, check_at=sa.check_at or now)
+    return replace(flow, inbound=tuple(inbound))
+
+
+def drop_inbound(flow: FlowState, spi: Spi) -> FlowState:
+    """An inbound SA is gone."""
+    return replace(flow, inbound=tuple(sa for sa in flow.inbound if sa.spi != spi))
+
+
+def drop_outbound(flow: FlowState, spi: Spi) -> FlowState:
+    """An outbound SA is gone."""
+    return replace(flow, outbound=tuple(sa for sa in flow.outbound if sa.spi != spi))
+
+
+def inbound_looked_at(flow: FlowState, spi: Spi, packets: int, now: Instant) -> FlowState:
+    """A draining inbound SA had carried this many packets just now; look again after a drain."""
+    check_at = Instant(now + inbound_drain(flow.child))
+    return replace(
+        flow,
+        inbound=tuple(
+            replace(sa, packets=packets, check_at=check_at) if sa.spi == spi else sa
+            for sa in flow.inbound
+        ),
+    )
