@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Final, Self
 
 from tunsec.model.errors import Refused, Unavailable
@@ -38,15 +39,17 @@ _RECEIVE_BUFFER_BYTES: Final = 1 << 20
 class NftGuard:
     """ports.GuardTable on the nft of this host, in the network namespace of the caller."""
 
-    def __init__(self, *, tool: str | None = None) -> None:
+    def __init__(self, *, tool: str | None = None, boot_file: Path | None = None) -> None:
         """`tool` is the absolute path of nft; looked up in TOOL_PATH when not given.
 
-        Raises Unavailable when there is none.
+        `boot_file` is kept equal to the guard, for tunsec-guard.service to load at the next boot.
+        Raises Unavailable when there is no nft.
         """
         found = tool or shutil.which("nft", path=TOOL_PATH)
         if not found:
             raise Unavailable(f"there is no nft in {TOOL_PATH}: install the package nftables")
         self._tool = found
+        self._boot_file = boot_file
 
     def put(self, guard: Guard) -> None:
         """Replace both tables in one transaction, then read them back (law 5); counters go on.
@@ -61,7 +64,9 @@ class NftGuard:
         except Refused:
             if guard.devices:
                 self._replace(inet)
+                self._keep_for_boot(nft_text.boot_script(guard))
             raise
+        self._keep_for_boot(nft_text.boot_script(guard))
 
     def intact(self, guard: Guard) -> bool:
         """Whether the kernel holds exactly what `put(guard)` would make."""
@@ -92,6 +97,8 @@ class NftGuard:
         answer = self._run(("-f", "-"), nft_text.remove_script((INET_TABLE, NETDEV_TABLE)))
         if answer.returncode:
             raise self._refusal("remove the guard tables", answer)
+        if self._boot_file is not None:
+            self._boot_file.unlink(missing_ok=True)
 
     def _replace(self, want: Ruleset) -> None:
         for attempt in range(1, ATTEMPTS + 1):
@@ -104,6 +111,24 @@ class NftGuard:
                     raise Refused("put the guard tables", reason="; ".join(left))
             elif attempt == ATTEMPTS:
                 raise self._refusal("put the guard tables", answer)
+
+    def _keep_for_boot(self, script: str) -> None:
+        """Replace the boot file as a whole, unless it already says the same."""
+        file = self._boot_file
+        if file is None:
+            return
+        octets = script.encode(errors="surrogateescape")
+        try:
+            if file.is_file() and file.read_bytes() == octets:
+                return
+            draft = file.with_name(f".{file.name}.new")
+            with draft.open("wb") as out:
+                out.write(octets)
+                out.flush()
+                os.fsync(out.fileno())
+            draft.replace(file)
+        except OSError as error:
+            raise Unavailable(f"cannot keep the guard for the next boot: {error}") from error
 
     def _script(self, want: Ruleset) -> str:
         try:

@@ -145,6 +145,15 @@ def replace_script(want: Ruleset, have: Ruleset) -> str:
     return "\n".join(lines) + "\n"
 
 
+def boot_script(guard: Guard) -> str:
+    """What nft alone must load at boot, before tunsecd runs: the `inet` table.
+
+    Tunnel devices are not there yet, and what they send before tunsecd marks it is dropped.
+    """
+    table = {INET_TABLE: inet_table(guard)}
+    return remove_script(table) + replace_script(table, {})
+
+
 def dormant(have: Ruleset) -> bool:
     """Whether somebody put one of the tables to sleep: its rules are there and do nothing."""
     return any("flags dormant" in blocks for blocks in have.values())

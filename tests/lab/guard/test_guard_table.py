@@ -5,8 +5,11 @@ import json
 import select
 import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -222,6 +225,57 @@ def test_the_monitor_hears_of_our_tables_only(guard: Guard) -> None:
             assert monitor.read() is True
         run("nft -f -", stdin="flush ruleset")
         assert monitor.read() is True
+
+
+def test_the_boot_file_closes_the_flows_without_tunsec(guard: Guard, tmp_path: Path) -> None:
+    kept = tmp_path / "guard.nft"
+    table = NftGuard(boot_file=kept)
+    table.put(guard)
+    inode = kept.stat().st_ino
+    table.put(guard)
+    assert kept.stat().st_ino == inode  # what says the same is not written again
+    NftGuard().remove()
+    run(f"nft -f {kept}")
+    assert table.drift(replace(guard, devices=())) == ("table netdev tunsec is gone",)
+    assert send("192.0.2.2", 4789) == "Operation not permitted"
+    table.put(guard)
+    assert table.drops()["tenant-overlay"].local_injection == 1
+    table.remove()
+    assert not kept.exists()
+
+
+def test_an_own_user_with_net_admin_is_enough(guard: Guard, tmp_path: Path) -> None:
+    program = (
+        "from tests.lab.guard.test_guard_table import BUS, MARK, OVERLAY\n"
+        "from tunsec.adapters.links import HostLinks, LinkMonitor\n"
+        "from tunsec.adapters.nft import GuardMonitor, NftGuard\n"
+        "from tunsec.model.guard import Guard\n"
+        "with GuardMonitor(), LinkMonitor(), HostLinks() as links:\n"
+        "    NftGuard().put(Guard((OVERLAY, BUS), (), MARK))\n"
+        "    print(len(links.overlay_devices()), NftGuard().drops())\n"
+    )
+    done = subprocess.run(
+        (
+            "setpriv",
+            "--reuid=65534",
+            "--regid=65534",
+            "--clear-groups",
+            "--no-new-privs",
+            "--inh-caps=-all,+net_admin",
+            "--ambient-caps=-all,+net_admin",
+            "--bounding-set=-all,+net_admin",
+            sys.executable,
+            "-c",
+            program,
+        ),
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.stderr == ""
+    assert done.stdout.startswith("1 {")
 
 
 def test_without_nft_the_guard_is_unavailable() -> None:
