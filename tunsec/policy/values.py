@@ -146,15 +146,15 @@ def _read_address(value: object) -> Address:
             remedy = "leave out the prefix length"
         raise Wrong(f"{quoted(value)} is no IP address", remedy) from None
     unusable = {
-        "unspecified": address.is_unspecified,
-        "multicast": address.is_multicast,
-        "loopback": address.is_loopback,
-        "broadcast": address == ipaddress.IPv4Address("255.255.255.255"),
-        "link-local": address.version == 6 and address.is_link_local,
+        "an unspecified": address.is_unspecified,
+        "a multicast": address.is_multicast,
+        "a loopback": address.is_loopback,
+        "a broadcast": address == ipaddress.IPv4Address("255.255.255.255"),
+        "a link-local": address.version == 6 and address.is_link_local,
     }
     for word, holds in unusable.items():
         if holds:
-            raise Wrong(f"{shown(value)} is a {word} address", "give the host's own address")
+            raise Wrong(f"{shown(value)} is {word} address", "give the host's own address")
     if isinstance(address, ipaddress.IPv6Address) and address.scope_id is not None:
         raise Wrong(f"{shown(value)} names a device of one host", "leave out the % and the device")
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:

@@ -1,0 +1,148 @@
+"""Policy text -> Intent: defaults, inheritance, digest."""
+
+import pytest
+from hypothesis import given, settings
+
+from tests.unit.policy.written import HEAD, document_pairs
+from tunsec.model.aead import Aead
+from tunsec.model.errors import PolicyError
+from tunsec.model.flow import Keying, Mode, OffloadWish, OnReconnect, RekeyRule
+from tunsec.model.names import Mark
+from tunsec.policy.intent import Flow, Marks, parse_policy
+from tunsec.policy.values import LocalSenders, OtherTenants, Ppk
+
+MINUTE = 60.0
+HOUR = 3600.0
+
+
+def flow_of(flow: str, *, defaults: str = "{}") -> Flow:
+    """The only flow of a policy."""
+    text = f"{HEAD}defaults: {defaults}\nflows:\n  x: {flow}\n"
+    (only,) = parse_policy(text, "p").flows
+    return only
+
+
+def rekey_of(rekey: str, *, defaults: str = "{}") -> RekeyRule:
+    """The rule that holds for a flow."""
+    flow = f"{{kind: vxlan, between: [db1, db2], rekey: {rekey}}}"
+    return flow_of(flow, defaults=f"{{rekey: {defaults}}}").rekey
+
+
+def test_every_default_is_filled_in() -> None:
+    flow = flow_of("{kind: vxlan, between: [db2, db1]}")
+    assert flow == Flow(
+        name=flow.name,
+        kind=flow.kind,
+        mode=Mode.ESP,
+        keying=Keying.DIRECTORY,
+        port=4789,
+        hosts=flow.hosts,
+        service_addresses=(),
+        aeads=tuple(Aead),
+        rekey=RekeyRule(
+            after=flow.rekey.after,
+            jitter=0.1,
+            hard_after=flow.rekey.hard_after,
+            soft_bytes=2**38,
+            soft_packets=2**32,
+        ),
+        tenants=(),
+        other_tenants=OtherTenants.SHARED,
+        on_reconnect=OnReconnect.KEEP,
+        offload=OffloadWish.NONE,
+        local_senders=LocalSenders.TUNNEL_ONLY,
+    )
+    assert flow.hosts == ("db1", "db2")
+    assert (flow.rekey.after, flow.rekey.hard_after) == (HOUR, 8 * HOUR)
+
+
+def test_a_flow_overrides_the_defaults() -> None:
+    defaults = "{aead: aes-256-gcm, local_senders: any}"
+    inherited = flow_of("{kind: vxlan, between: [db1, db2]}", defaults=defaults)
+    assert inherited.aeads == (Aead.AES_256_GCM,)
+    assert inherited.local_senders is LocalSenders.ANY
+    own = flow_of(
+        "{kind: vxlan, between: [db1, db2], aead: auto, local_senders: tunnel-only, port: 8472}",
+        defaults=defaults,
+    )
+    assert own.aeads == tuple(Aead)
+    assert own.local_senders is LocalSenders.TUNNEL_ONLY
+    assert own.port == 8472
+
+
+def test_each_key_of_rekey_is_inherited_by_itself() -> None:
+    rule = rekey_of("{after: 30m}", defaults="{after: 2h, bytes: 1GiB, jitter: 0%}")
+    assert rule == RekeyRule(
+        after=rule.after,
+        jitter=0.0,
+        hard_after=rule.hard_after,
+        soft_bytes=2**30,
+        soft_packets=2**32,
+    )
+    assert (rule.after, rule.hard_after) == (30 * MINUTE, 4 * HOUR)
+
+
+def test_none_is_no_limit_and_not_the_default() -> None:
+    rule = rekey_of("{bytes: none, packets: none}", defaults="{bytes: 1GiB, packets: 1000}")
+    assert (rule.soft_bytes, rule.soft_packets) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("rekey", "hard"),
+    [("{after: 1s}", 10 * MINUTE), ("{after: 2m}", 16 * MINUTE), ("{after: 1s, hard: 5s}", 5.0)],
+)
+def test_hard_is_eight_times_after_but_ten_minutes_at_least(rekey: str, hard: float) -> None:
+    assert rekey_of(rekey).hard_after == hard
+
+
+def test_marks_and_ppk() -> None:
+    flows = "flows:\n  x: {kind: vxlan, between: [db1, db2]}\n"
+    usual = parse_policy(f"{HEAD}{flows}", "p")
+    assert usual.marks == Marks(24, 31)
+    assert usual.marks.mask == 0xFF00_0000
+    assert usual.marks.tunnel == Mark(0x8000_0000, 0x8000_0000)
+    assert usual.ppk is Ppk.NONE
+    other = parse_policy(f"{HEAD}{flows}marks: {{bits: 16-19}}\ndefaults: {{ppk: required}}\n", "p")
+    assert other.marks.mask == 0x000F_0000
+    assert other.marks.tunnel == Mark(0x0008_0000, 0x0008_0000)
+    assert other.ppk is Ppk.REQUIRED
+    assert other.digest != usual.digest
+
+
+def test_a_host_is_known_by_its_name_or_its_identity() -> None:
+    text = f"{HEAD}  db7: {{address: 192.0.2.17, identity: seven.example.com}}\n"
+    intent = parse_policy(f"{text}flows:\n  x: {{kind: vxlan, between: [db1, db7]}}\n", "p")
+    assert intent.host("db1").identity == "db1"
+    assert intent.host("db7").identity == "seven.example.com"
+
+
+def test_a_host_that_the_policy_does_not_name() -> None:
+    intent = parse_policy(f"{HEAD}flows:\n  x: {{kind: vxlan, between: [db1, db2]}}\n", "p")
+    with pytest.raises(PolicyError) as caught:
+        intent.host("bd1")
+    (problem,) = caught.value.problems
+    assert str(problem) == "host bd1: the policy does not name it (did you mean 'db1'?)"
+
+
+@settings(deadline=None)
+@given(document_pairs())
+def test_order_and_style_mean_nothing(pair: tuple[str, str]) -> None:
+    one, other = (parse_policy(text, "p") for text in pair)
+    assert one == other
+    assert one.digest == other.digest
+
+
+def test_writing_a_default_out_changes_nothing() -> None:
+    short = "{kind: vxlan, between: [db1, db2]}"
+    long = (
+        "{kind: vxlan, port: 4789, mode: esp, aead: auto, between: [db2, db1], rekey: {after: 60m}}"
+    )
+    digests = {parse_policy(f"{HEAD}flows: {{x: {flow}}}\n", "p").digest for flow in (short, long)}
+    assert len(digests) == 1
+
+
+def test_the_digest_does_not_change_between_runs_and_versions() -> None:
+    """Hosts compare digests, so it may only change when what it says changes."""
+    text = "version: 1\nhosts: {a: {address: 192.0.2.1}, b: {address: 192.0.2.2}}\n"
+    intent = parse_policy(f"{text}flows: {{x: {{kind: vxlan, between: all}}}}\n", "p")
+    assert intent.digest == "54ffd7cbe4849f408a1915d93afbfc85acbcc835b18b713ca41b9dfbc736e14e"
