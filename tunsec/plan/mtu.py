@@ -2,8 +2,8 @@
 
 Transport-mode ESP (RFC 4303 section 2) on the outer packet: header and IV before the UDP header,
 padding, two trailer bytes and the ICV behind it. The kernel counts alike
-(xfrm_state_mtu, net/xfrm/xfrm_state.c). A packet that does not fit is not lost: the kernel cuts
-its ESP packet into IP fragments, which costs most of the throughput.
+(xfrm_state_mtu, net/xfrm/xfrm_state.c). What does not fit goes in fragments over IPv4, which costs
+most of the throughput, and is lost over IPv6, where a tunnel's packets are never fragmented.
 """
 
 from typing import Final
@@ -67,7 +67,7 @@ def mtu_warning(
     needed = protected_size(mtu + (overlay_overhead(kind) or 0), version=version, aead=aead)
     trouble = (
         f"{device}: MTU {mtu} leaves no room for ESP: full-size packets take {needed} bytes of an "
-        f"underlay MTU of {underlay_mtu} and are fragmented"
+        f"underlay MTU of {underlay_mtu} and are {'fragmented' if version == 4 else 'lost'}"
     )
     if fits < MIN_IPV6_MTU:
         return f"{trouble}; raise the underlay's MTU to {needed}"
