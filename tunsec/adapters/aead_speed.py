@@ -1,45 +1,58 @@
-"""How fast this CPU does each AEAD, measured in the kernel through AF_ALG, once per boot.
+"""How fast this kernel does each AEAD, measured once per boot.
 
-The kernel's choice of implementation decides, not the CPU's name: the same request goes through the
-crypto API that ESP uses. 16 KiB a request is near the 64 KiB that ESP sees with GSO and far above
-the cost of the system call.
+Not guessed from the CPU's name: the kernel's own implementation decides, so the kernel is asked,
+through AF_ALG or, where that is closed, through kernel TLS. 16 KiB a request is near the 64 KiB
+that ESP sees with GSO and far above the cost of a system call.
 """
 
-import errno
 import json
 import os
-import socket
-import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
+from tunsec.adapters import aead_af_alg, aead_ktls
+from tunsec.adapters.aead_af_alg import AfAlg
+from tunsec.adapters.aead_ktls import KernelTls
 from tunsec.model.aead import Aead, AeadSpeed
 from tunsec.model.clock import Seconds
 from tunsec.model.errors import Unavailable
 
 BLOCK_BYTES: Final = 16 * 1024
-ROUND: Final = Seconds(0.02)
-ROUNDS: Final = 3
-"""Together 60 ms for each AEAD; the best round counts, for others only steal time."""
-AAD_BYTES: Final = 8
-"""SPI and sequence number (RFC 4106 section 5)."""
-NONCE_BYTES: Final = 12
-TAG_BYTES: Final = 16
+TURN: Final = Seconds(0.005)
+TURNS: Final = 12
+"""60 ms for each AEAD. The best turn counts, as whatever else runs only steals time, and the AEADs
+take turns, so that it steals from all of them."""
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 CACHE_NAME: Final = "aead-speed.json"
 REMEDY: Final = (
-    "build the kernel with CONFIG_CRYPTO_USER_API_AEAD or `modprobe algif_aead`, "
+    "modprobe tls, or modprobe algif_aead with sysctl crypto.af_alg_restrict=0, "
     "or name the AEAD in the policy instead of `auto`"
 )
 
 
-def aead_speeds(run: Path) -> tuple[AeadSpeed, ...]:
-    """The AEADs this kernel has and their speeds, ordered by name; from the file of this boot in
-    `run` where there is one.
+class Meter(Protocol):
+    """One AEAD ready to be measured."""
 
-    Blocks for up to 0.2 s when it measures. Raises Unavailable when nothing can be measured.
+    def turn(self, span: Seconds) -> None:
+        """Measure for about this span."""
+        ...
+
+    def best(self) -> float:
+        """Bytes per second in the best turn."""
+        ...
+
+    def close(self) -> None:
+        """Give everything back."""
+        ...
+
+
+def aead_speeds(run: Path) -> tuple[AeadSpeed, ...]:
+    """The AEADs this kernel has and their speeds, ordered by name.
+
+    From the file of this boot in the folder `run` where there is one; else measured, which blocks
+    for about 0.2 s. Raises Unavailable when nothing can be measured.
     """
     boot = BOOT_ID.read_text().strip()
     known = _cached(run / CACHE_NAME, boot)
@@ -52,53 +65,36 @@ def aead_speeds(run: Path) -> tuple[AeadSpeed, ...]:
 
 def measure(aeads: Iterable[Aead]) -> tuple[AeadSpeed, ...]:
     """Measure now; an AEAD that the kernel lacks is left out. Raises Unavailable."""
-    speeds = [
-        AeadSpeed(aead, speed)
-        for aead in sorted(aeads, key=lambda aead: aead.value)
-        if (speed := _measure(aead)) is not None
-    ]
-    if not speeds:
-        raise Unavailable(f"the kernel does no AEAD for user space (AF_ALG): {REMEDY}")
-    return tuple(speeds)
+    wanted = sorted(aeads, key=lambda aead: aead.value)
+    reasons = []
+    ways: tuple[tuple[Callable[[], str | None], Callable[[Aead, int], Meter]], ...] = (
+        (aead_af_alg.why_not, AfAlg),
+        (aead_ktls.why_not, KernelTls),
+    )
+    for why_not, meter in ways:
+        reason = why_not()
+        if reason is None:
+            speeds = _measure(wanted, meter)
+            if speeds:
+                return speeds
+            reason = f"the kernel has none of {', '.join(wanted)}"
+        reasons.append(reason)
+    raise Unavailable(f"AEADs cannot be measured: {'; '.join(reasons)} ({REMEDY})")
 
 
-def _measure(aead: Aead) -> int | None:
-    """Bytes per second, or None when the kernel lacks it."""
-    try:
-        algorithm = socket.socket(socket.AF_ALG, socket.SOCK_SEQPACKET)
-    except OSError as error:
-        raise Unavailable(f"no AF_ALG sockets ({error.strerror}): {REMEDY}") from None
-    with algorithm:
+def _measure(aeads: Iterable[Aead], meter: Callable[[Aead, int], Meter]) -> tuple[AeadSpeed, ...]:
+    meters: dict[Aead, Meter] = {}
+    with ExitStack() as opened:
+        for aead in aeads:
+            with suppress(LookupError):
+                meters[aead] = opened.enter_context(closing(meter(aead, BLOCK_BYTES)))
         try:
-            algorithm.bind(("aead", aead.af_alg_name))
-            # A key that protects nothing: only the time counts.
-            algorithm.setsockopt(socket.SOL_ALG, socket.ALG_SET_KEY, bytes(range(aead.key_bytes)))
-            algorithm.setsockopt(socket.SOL_ALG, socket.ALG_SET_AEAD_AUTHSIZE, None, TAG_BYTES)
-            operation, _ = algorithm.accept()
+            for _ in range(TURNS):
+                for ready in meters.values():
+                    ready.turn(TURN)
         except OSError as error:
-            if error.errno in (errno.ENOENT, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
-                return None
-            raise Unavailable(f"measuring {aead}: {error.strerror}") from None
-        with operation:
-            try:
-                return int(max(_round(operation) for _ in range(ROUNDS)))
-            except OSError as error:
-                raise Unavailable(f"measuring {aead}: {error.strerror}") from None
-
-
-def _round(operation: socket.socket) -> float:
-    """Bytes per second of one round."""
-    plain = bytes(AAD_BYTES + BLOCK_BYTES)
-    nonce = bytes(NONCE_BYTES)
-    begun = time.perf_counter()
-    done = 0
-    while True:
-        operation.sendmsg_afalg([plain], op=socket.ALG_OP_ENCRYPT, iv=nonce, assoclen=AAD_BYTES)
-        operation.recv(len(plain) + TAG_BYTES)
-        done += BLOCK_BYTES
-        spent = time.perf_counter() - begun
-        if spent >= ROUND:
-            return done / spent
+            raise Unavailable(f"measuring AEADs: {error.strerror}") from None
+    return tuple(AeadSpeed(aead, int(ready.best())) for aead, ready in meters.items())
 
 
 def _cached(path: Path, boot: str) -> tuple[AeadSpeed, ...] | None:
