@@ -9,7 +9,7 @@ import errno
 import os
 import secrets
 from collections.abc import Callable, Collection, Sequence
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from tunsec.adapters.netlink import NetlinkSocket, Overrun
 from tunsec.model.errors import Refused, Unavailable
@@ -45,6 +45,7 @@ _NOT_THERE: Final = frozenset({errno.ESRCH, errno.ENOENT})
 
 _TOO_MUCH: Final = frozenset({errno.ENOBUFS, errno.ENOMEM, errno.EMSGSIZE})
 """Refusals of a whole send of which a part may still pass."""
+_ACK: Final = Flag.ACK.value
 _INTERRUPTED: Final = Flag.DUMP_INTR.value
 _FLAGS_AT: Final = 6  # struct nlmsghdr.nlmsg_flags, low byte
 
@@ -62,6 +63,7 @@ class XfrmKernel:
         # that writes its process id there (a container's may be 1) is taken for us.
         self._tag = secrets.randbits(31) | 0x8000_0000
         self._packer = Packer(portid=self._tag)
+        self._reader = Reader()
         self._seq = 0
 
     @property
@@ -80,22 +82,8 @@ class XfrmKernel:
         its steps are looked up one by one. Raises Unavailable when the kernel cannot be asked.
         """
         answers: list[Refused | None] = [None] * len(steps)
-        limit = self._socket.send_bytes
-        batch = _Batch()
-        for place, step in enumerate(steps):
-            seq = self._next_seq()
-            try:
-                request = self._request(step, seq)
-            except Malformed as error:
-                answers[place] = Refused(str(step), errno=errno.EINVAL, reason=str(error))
-                continue
-            if len(batch.requests) == BATCH or batch.size + len(request) > limit:
-                self._carry_out(batch, steps, answers)
-                batch = _Batch()
-            batch.requests.append(request)
-            batch.places[seq] = place
-            batch.size += len(request)
-        self._carry_out(batch, steps, answers)
+        for first in range(0, len(steps), BATCH):
+            self._carry_out(self._pack(steps, first, answers), steps, answers)
         return answers
 
     def sas(self) -> dict[SaId, Sa]:
@@ -129,18 +117,25 @@ class XfrmKernel:
         self._seq = self._seq + 1 & 0xFFFF_FFFF
         return self._seq
 
-    def _request(self, step: Step, seq: int) -> bytes:
-        match step:
-            case AddSa(sa):
-                return self._packer.add_sa(sa, seq)
-            case RemoveSa(sa_id):
-                return self._packer.remove_sa(sa_id, seq)
-            case AddSp(sp):
-                return self._packer.add_sp(sp, seq)
-            case UpdateSp(sp):
-                return self._packer.update_sp(sp, seq)
-            case RemoveSp(sp):
-                return self._packer.remove_sp(sp.id, seq)
+    def _pack(self, steps: Sequence[Step], first: int, answers: list[Refused | None]) -> "_Batch":
+        """The next steps from `first` on as requests; those that cannot be coded are refused."""
+        chunk = steps[first : first + BATCH]
+        if self._seq > 0xFFFF_FFFF - 2 * BATCH:
+            self._seq = 0
+        pack, seq = self._packer.pack, self._seq + 1
+        places: Sequence[int] = range(first, first + len(chunk))
+        try:
+            requests = list(map(pack, chunk, range(seq, seq + len(chunk))))
+        except Malformed:
+            requests, places = [], []
+            for place, step in enumerate(chunk, first):
+                try:
+                    requests.append(pack(step, seq + len(requests)))
+                    places.append(place)
+                except Malformed as error:
+                    answers[place] = _refused(str(step), errno.EINVAL, str(error))
+        self._seq += len(requests)
+        return _Batch(seq, requests, places)
 
     def _carry_out(
         self, batch: "_Batch", steps: Sequence[Step], answers: list[Refused | None]
@@ -157,36 +152,37 @@ class XfrmKernel:
                 for part in batch.halves():
                     self._carry_out(part, steps, answers)
                 return
-            (place,) = batch.places.values()
+            place = batch.places[0]
             answers[place] = _refused(str(steps[place]), error.errno or 0)
             return
-        answered = self._collect(batch)
-        for seq, place in batch.places.items():
-            answer = answered.get(seq)
-            if answer is None:
-                if batch.last not in answered:
-                    answers[place] = self._settle(steps[place])
-            elif answer.errno:
+        answered, lost = self._collect(batch)
+        for seq, answer in answered.items():
+            if answer.errno:
+                place = batch.places[seq - batch.first]
                 answers[place] = _refused(str(steps[place]), answer.errno, answer.text)
+        if lost:
+            for seq, place in enumerate(batch.places, batch.first):
+                if seq not in answered:
+                    answers[place] = self._settle(steps[place])
 
-    def _collect(self, batch: "_Batch") -> dict[int, Answer]:
-        """The answers to a batch; that to its last request is missing when some were lost."""
+    def _collect(self, batch: "_Batch") -> tuple[dict[int, Answer], bool]:
+        """The answers to a batch up to that of its last request, and whether some were lost."""
         answered: dict[int, Answer] = {}
         lost = False
-        while batch.last not in answered:
+        last = batch.first + len(batch.requests) - 1
+        while last not in answered or lost:
             try:
                 datagram = self._socket.receive(wait=not lost)
             except Overrun:
+                # All that is to come is there already: the kernel answers within `send`.
                 lost = True
                 continue
             if datagram is None:
                 break
             for message in messages(datagram):
-                if message.kind == Control.ERROR and message.seq in batch.places:
+                if message.kind == Control.ERROR and batch.first <= message.seq <= last:
                     answered[message.seq] = decode_answer(datagram, message)
-        if lost:
-            answered.pop(batch.last, None)
-        return answered
+        return answered, lost
 
     def _settle(self, step: Step) -> Refused | None:
         """Whether a step whose answer was lost has taken effect."""
@@ -225,7 +221,7 @@ class XfrmKernel:
     def _dump_once(self, kind: Msg, decode: "_Decode[_Object]", what: str) -> list[_Object] | None:
         """One dump; None when it was interrupted."""
         seq = self._ask(kind, b"", Flag.REQUEST | Flag.DUMP)
-        reader = Reader()
+        reader = self._reader
         found: list[_Object] = []
         interrupted = 0
         while True:
@@ -259,7 +255,7 @@ class XfrmKernel:
                             if answer.errno not in _NOT_THERE:
                                 raise _refused(what, answer.errno, answer.text)
                             return None
-                        return decode(datagram, message.start, message.end, Reader())
+                        return decode(datagram, message.start, message.end, self._reader)
             except Malformed as error:
                 raise Refused(what, reason=str(error)) from error
             except Overrun:
@@ -281,37 +277,26 @@ class XfrmKernel:
         self._socket = NetlinkSocket(NETLINK_XFRM, receive_bytes=self._receive_bytes)
 
 
-class _Batch:
-    """Requests of one send, and which step each sequence number stands for."""
+class _Batch(NamedTuple):
+    """Requests of one send; the first has sequence number `first`, `places` are their steps'."""
 
-    __slots__ = ("places", "requests", "size")
-
-    def __init__(self) -> None:
-        self.requests: list[bytes] = []
-        self.places: dict[int, int] = {}
-        self.size = 0
-
-    @property
-    def last(self) -> int:
-        """Sequence number of the request that is acknowledged."""
-        return next(reversed(self.places))
+    first: int
+    requests: list[bytes]
+    places: Sequence[int]
 
     def datagram(self) -> bytearray:
         """All requests, the last one with an ACK."""
         datagram = bytearray().join(self.requests)
-        datagram[self.size - len(self.requests[-1]) + _FLAGS_AT] |= Flag.ACK.value
+        datagram[len(datagram) - len(self.requests[-1]) + _FLAGS_AT] |= _ACK
         return datagram
 
     def halves(self) -> "tuple[_Batch, _Batch]":
         """The same requests in two batches."""
         middle = len(self.requests) // 2
-        first, second = _Batch(), _Batch()
-        for index, (seq, place) in enumerate(self.places.items()):
-            half = first if index < middle else second
-            half.requests.append(self.requests[index])
-            half.places[seq] = place
-            half.size += len(self.requests[index])
-        return first, second
+        return (
+            _Batch(self.first, self.requests[:middle], self.places[:middle]),
+            _Batch(self.first + middle, self.requests[middle:], self.places[middle:]),
+        )
 
 
 class XfrmEvents:

@@ -7,19 +7,24 @@ one fills them in one `Struct.pack`. Usage and index, which only the kernel sets
 
 import struct
 from dataclasses import replace
+from ipaddress import IPv6Address, IPv6Network
+from sys import byteorder
 from typing import Final, NamedTuple
 
-from tunsec.model.names import Mark
-from tunsec.model.sa import Sa, SaDrops, SaId, Usage
+from tunsec.model.names import Address, Mark, Network
+from tunsec.model.sa import UNLIMITED, Sa, SaDrops, SaId, Usage
 from tunsec.model.secret import Secret
 from tunsec.model.sp import Sp, SpId
+from tunsec.model.step import AddSa, AddSp, RemoveSa, Step, UpdateSp
 from tunsec.wire.netlink import Flag, Malformed, encode_message
 from tunsec.wire.xfrm.consts import Attr, Msg
 from tunsec.wire.xfrm.requests import encode_sa_id, encode_sp_id
 from tunsec.wire.xfrm.sa import SaMessage, encode_sa
 from tunsec.wire.xfrm.sp import SpMessage, encode_sp
-from tunsec.wire.xfrm.structs import encode_mark
+from tunsec.wire.xfrm.structs import MARK, encode_mark
 
+_NEWPOLICY: Final = Msg.NEWPOLICY.value
+_UPDPOLICY: Final = Msg.UPDPOLICY.value
 _NEW: Final = Flag.REQUEST.value | Flag.CREATE.value | Flag.EXCL.value
 _REPLACE: Final = Flag.REQUEST.value | Flag.REPLACE.value
 _DELETE: Final = Flag.REQUEST.value
@@ -48,36 +53,57 @@ class _SaShape(NamedTuple):
 
 
 class _SpShape(NamedTuple):
-    """A NEWPOLICY cut at length, sequence, dst, src, prefixes and its one template."""
+    """A NEWPOLICY or UPDPOLICY with one template, no flags, interface or offload,
+    cut at sequence, dst, src, prefixes, template and mark."""
 
     pack: struct.Struct
-    size: int
     head: bytes
-    portid: int
+    portid: bytes
     ports: bytes
     policy: bytes
-    template_head: bytes
     template_proto: bytes
     template_tail: bytes
-    options: bytes
+
+
+class _SpIdShape(NamedTuple):
+    """A DELPOLICY cut at sequence, dst, src, prefixes and mark."""
+
+    pack: struct.Struct
+    head: bytes
+    portid: bytes
+    ports: bytes
+    tail: bytes
 
 
 class Packer:
     """Packs requests; `portid` goes into every header and comes back in notifications."""
 
-    __slots__ = ("_portid", "_sa_shapes", "_sp_shapes")
+    __slots__ = ("_portid", "_sa_shapes", "_sp_id_shapes", "_sp_shapes")
 
     def __init__(self, *, portid: int = 0) -> None:
         self._portid = portid
         self._sa_shapes: dict[tuple[object, ...], _SaShape] = {}
         self._sp_shapes: dict[tuple[object, ...], _SpShape] = {}
+        self._sp_id_shapes: dict[tuple[object, ...], _SpIdShape] = {}
+
+    def pack(self, step: Step, seq: int) -> bytes:
+        """The request that carries out a step; raises Malformed."""
+        if isinstance(step, AddSa):
+            return self.add_sa(step.sa, seq)
+        if isinstance(step, AddSp):
+            return self._sp(_NEWPOLICY, step.sp, seq)
+        if isinstance(step, UpdateSp):
+            return self._sp(_UPDPOLICY, step.sp, seq)
+        if isinstance(step, RemoveSa):
+            return self.remove_sa(step.id, seq)
+        return self.remove_sp(step.sp.id, seq)
 
     def add_sa(self, sa: Sa, seq: int) -> bytes:
         """NEWSA for an SA with AEAD and key; raises Malformed."""
         sa_id, secret = sa.id, sa.key
         dst, src = sa_id.dst, sa.src
         key = (
-            dst.version, src.version, sa_id.proto, sa.aead, sa.mode, sa.selector, sa.lifetimes,
+            dst.__class__, src.__class__, sa_id.proto, sa.aead, sa.mode, sa.selector, sa.lifetimes,
             sa.replay, sa.flags, sa.if_id, sa.offload, sa.direction, sa.cpu,
         )  # fmt: skip
         shape = self._sa_shapes.get(key)
@@ -116,16 +142,36 @@ class Packer:
 
     def add_sp(self, sp: Sp, seq: int) -> bytes:
         """NEWPOLICY, which the kernel refuses when the SP is there; raises Malformed."""
-        return self._sp(Msg.NEWPOLICY, sp, seq)
+        return self._sp(_NEWPOLICY, sp, seq)
 
     def update_sp(self, sp: Sp, seq: int) -> bytes:
         """UPDPOLICY, which takes the place of the SP that is there; raises Malformed."""
-        return self._sp(Msg.UPDPOLICY, sp, seq)
+        return self._sp(_UPDPOLICY, sp, seq)
 
     def remove_sp(self, sp_id: SpId, seq: int) -> bytes:
-        """DELPOLICY."""
-        return encode_message(
-            Msg.DELPOLICY, encode_sp_id(sp_id), flags=_DELETE, seq=seq, portid=self._portid
+        """DELPOLICY; raises Malformed."""
+        selector, mark = sp_id.selector, sp_id.mark
+        src, dst, sport, dport = selector.src, selector.dst, selector.sport, selector.dport
+        key = (
+            src.__class__, dst.__class__, sport.port, sport.mask, dport.port, dport.mask,
+            selector.proto, selector.ifindex, selector.user, sp_id.direction, sp_id.if_id,
+            mark is None,
+        )  # fmt: skip
+        shape = self._sp_id_shapes.get(key)
+        if shape is None:
+            shape = self._sp_id_shapes[key] = self._sp_id_shape(sp_id)
+        wide = src.__class__ is IPv6Network
+        return shape.pack.pack(
+            shape.head,
+            seq.to_bytes(4, byteorder),
+            shape.portid,
+            dst.network_address.packed if wide else int(dst.network_address),
+            src.network_address.packed if wide else int(src.network_address),
+            shape.ports,
+            dst.prefixlen,
+            src.prefixlen,
+            shape.tail,
+            b"" if mark is None else _mark_bytes(mark),
         )
 
     def _sa_shape(self, sa: Sa) -> _SaShape:
@@ -156,65 +202,105 @@ class Packer:
             whole[after_key:],
         )
 
-    def _sp(self, kind: Msg, sp: Sp, seq: int) -> bytes:
-        if len(sp.templates) != 1:
+    def _sp(self, kind: int, sp: Sp, seq: int) -> bytes:
+        sp_id = sp.id
+        selector, mark, lifetimes = sp_id.selector, sp_id.mark, sp.lifetimes
+        if (
+            len(sp.templates) != 1 or sp.flags or sp.offload is not None
+            or selector.ifindex or selector.user or sp_id.if_id is not None
+        ):  # fmt: skip
             return self._whole_sp(kind, sp, seq)
-        sp_id, (template,) = sp.id, sp.templates
-        selector = sp_id.selector
+        template = sp.templates[0]
+        src, dst, sport, dport = selector.src, selector.dst, selector.sport, selector.dport
+        sender, receiver = template.src, template.dst
         key = (
-            kind, selector.src.version, selector.dst.version, selector.sport, selector.dport,
-            selector.proto, selector.ifindex, selector.user, sp_id.direction, sp_id.if_id,
-            sp.priority, sp.action, sp.lifetimes, sp.flags, sp.offload,
-            template.src.version, template.dst.version, template.proto, template.mode,
-            template.optional,
+            kind, src.__class__, dst.__class__, sport.port, sport.mask, dport.port, dport.mask,
+            selector.proto, sp_id.direction, mark is None, sp.priority, sp.action,
+            None if lifetimes is UNLIMITED else lifetimes,
+            sender.__class__, receiver.__class__,
+            template.proto, template.mode, template.optional,
         )  # fmt: skip
         shape = self._sp_shapes.get(key)
         if shape is None:
             shape = self._sp_shapes[key] = self._sp_shape(kind, sp)
-        mark = b"" if sp_id.mark is None else _marks(sp_id.mark, None)
-        return (
-            shape.pack.pack(
-                shape.size + len(mark),
-                shape.head,
-                seq,
-                shape.portid,
-                selector.dst.network_address.packed,
-                selector.src.network_address.packed,
-                shape.ports,
-                selector.dst.prefixlen,
-                selector.src.prefixlen,
-                shape.policy,
-                shape.template_head,
-                template.dst.packed,
-                (template.spi or 0).to_bytes(4, "big"),
-                shape.template_proto,
-                template.src.packed,
-                template.reqid,
-                shape.template_tail,
-                shape.options,
-            )
-            + mark
+        wide, wide_template = src.__class__ is IPv6Network, sender.__class__ is IPv6Address
+        return shape.pack.pack(
+            shape.head,
+            seq.to_bytes(4, byteorder),
+            shape.portid,
+            dst.network_address.packed if wide else int(dst.network_address),
+            src.network_address.packed if wide else int(src.network_address),
+            shape.ports,
+            dst.prefixlen,
+            src.prefixlen,
+            shape.policy,
+            receiver.packed if wide_template else int(receiver),
+            template.spi or 0,
+            shape.template_proto,
+            sender.packed if wide_template else int(sender),
+            template.reqid.to_bytes(4, byteorder),
+            shape.template_tail,
+            b"" if mark is None else _mark_bytes(mark),
         )
 
-    def _sp_shape(self, kind: Msg, sp: Sp) -> _SpShape:
+    def _sp_shape(self, kind: int, sp: Sp) -> _SpShape:
         whole = self._whole_sp(kind, replace(sp, id=replace(sp.id, mark=None)), 0)
+        head, tail, mark_bytes = _with_mark(whole, sp.id.mark, after=236)
+        address = _address_code(sp.id.selector.src)
+        template_address = _address_code(sp.templates[0].src)
         return _SpShape(
-            struct.Struct(f"=I4sII16s16s10sBB124s4s16s4s8s16sI16s{len(whole) - 252}s"),
-            len(whole),
-            whole[4:8],
-            self._portid,
+            # Big-endian for addresses and SPI, which go out so; host order numbers come as bytes.
+            struct.Struct(
+                f">8s4s4s{address}{address}10sBB128s{template_address}I8s{template_address}4s"
+                f"{len(tail)}s{mark_bytes}s"
+            ),
+            head,
+            whole[12:16],
             whole[48:58],
-            whole[60:184],
-            whole[184:188],
+            whole[60:188],
             whole[208:216],
-            whole[236:252],
-            whole[252:],
+            tail,
         )
 
-    def _whole_sp(self, kind: Msg, sp: Sp, seq: int) -> bytes:
+    def _sp_id_shape(self, sp_id: SpId) -> _SpIdShape:
+        payload = encode_sp_id(replace(sp_id, mark=None))
+        whole = encode_message(Msg.DELPOLICY, payload, flags=_DELETE, seq=0, portid=self._portid)
+        head, tail, mark_bytes = _with_mark(whole, sp_id.mark, after=60)
+        address = _address_code(sp_id.selector.src)
+        return _SpIdShape(
+            struct.Struct(f">8s4s4s{address}{address}10sBB{len(tail)}s{mark_bytes}s"),
+            head,
+            whole[12:16],
+            whole[48:58],
+            tail,
+        )
+
+    def _whole_sp(self, kind: int, sp: Sp, seq: int) -> bytes:
         payload = encode_sp(SpMessage(replace(sp, index=0, usage=Usage())))
-        flags = _NEW if kind is Msg.NEWPOLICY else _REPLACE
+        flags = _NEW if kind == _NEWPOLICY else _REPLACE
         return encode_message(kind, payload, flags=flags, seq=seq, portid=self._portid)
+
+
+def _address_code(address: Address | Network) -> str:
+    """How `Struct` packs an xfrm_address_t: an IPv4 address as a number, which is quicker."""
+    return "16s" if address.version == 6 else "I12x"
+
+
+def _with_mark(whole: bytes, mark: Mark | None, *, after: int) -> tuple[bytes, bytes, int]:
+    """(length, type and flags; what follows `after`; bytes of mark to come) of a message that
+    gets XFRMA_MARK at its end if there is a mark."""
+    if mark is None:
+        return whole[:8], whole[after:], 0
+    attribute = encode_mark(mark)
+    length = struct.pack("=I", len(whole) + len(attribute))
+    return length + whole[4:8], whole[after:] + attribute[:4], len(attribute) - 4
+
+
+def _mark_bytes(mark: Mark) -> bytes:
+    """struct xfrm_mark; raises Malformed for a mark that could match no packet."""
+    if mark.value & ~mark.mask or not mark.mask:
+        encode_mark(mark)
+    return MARK.pack(mark.value, mark.mask)
 
 
 def _marks(mark: Mark | None, output_mark: Mark | None) -> bytes:

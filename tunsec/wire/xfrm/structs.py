@@ -18,6 +18,8 @@ from tunsec.wire.netlink import Buffer, Malformed, encode_attribute
 from tunsec.wire.xfrm.consts import AF_INET, AF_INET6, AF_UNSPEC, INFINITE, Attr, OffloadFlag
 
 SELECTOR_SIZE: Final = 56
+MEMORY: Final = 1 << 16
+"""Addresses, selectors and lifetimes that a Reader remembers, of each."""
 LIFETIME: Final = struct.Struct("=8Q")
 USAGE: Final = struct.Struct("=4Q")
 MARK: Final = struct.Struct("=II")
@@ -198,7 +200,11 @@ def mode_of(number: int) -> IpsecMode:
 
 
 class Reader:
-    """Decodes building blocks, equal bytes to the same object; one lives as long as a dump."""
+    """Decodes building blocks, equal bytes to the same object.
+
+    One that is kept makes the next dump of the same SAs and SPs quicker; it forgets everything
+    before it holds more than MEMORY of a kind.
+    """
 
     __slots__ = ("_addresses", "_aeads", "_lifetimes", "_networks", "_selectors")
 
@@ -213,6 +219,8 @@ class Reader:
         """xfrm_address_t (16 bytes) under a family; raises Malformed."""
         found = self._addresses.get((raw, family))
         if found is None:
+            if len(self._addresses) >= MEMORY:
+                self.forget()
             found = _address(raw, family)
             self._addresses[raw, family] = found
         return found
@@ -225,8 +233,18 @@ class Reader:
         try:
             return self._selectors[raw]
         except KeyError:
+            if len(self._selectors) >= MEMORY:
+                self.forget()
             found = self._selectors[raw] = self._selector(raw)
             return found
+
+    def forget(self) -> None:
+        """Drop everything remembered."""
+        self._addresses.clear()
+        self._networks.clear()
+        self._selectors.clear()
+        self._lifetimes.clear()
+        self._aeads.clear()
 
     def _selector(self, raw: bytes) -> Selector | None:
         dst, src, dport, dport_mask, sport, sport_mask = _SELECTOR_HEAD.unpack_from(raw)
@@ -254,6 +272,8 @@ class Reader:
         """struct xfrm_lifetime_cfg (64 bytes)."""
         found = self._lifetimes.get(raw)
         if found is None:
+            if len(self._lifetimes) >= MEMORY:
+                self.forget()
             limits = LIFETIME.unpack(raw)
             counts = [None if limit == INFINITE else limit for limit in limits[:4]]
             spans = [limit or None for limit in limits[4:]]
