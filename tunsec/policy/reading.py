@@ -69,6 +69,7 @@ def read_language(value: object, *, broken: Set[Path] = frozenset()) -> Reading:
     pruned = copy.deepcopy(value)
     flaws: list[Flaw] = []
     cuts = set(broken)
+    around = {path[:length] for path in cuts for length in range(len(path) + 1)}
     file: PolicyFile | None = None
     for _ in range(MAX_ROUNDS):
         try:
@@ -77,9 +78,10 @@ def read_language(value: object, *, broken: Set[Path] = frozenset()) -> Reading:
         except ValidationError as error:
             for detail in error.errors(include_url=False):
                 path = _path(detail["loc"])
-                if not any(cut[: len(path)] == path for cut in cuts):
+                if path not in around:  # else it is missing because it was cut out
                     flaws += _flaws(detail, path=path)
                 cuts.add(_cut(pruned, path, whole_entry=detail["type"] == "missing"))
+            around |= {path[:length] for path in cuts for length in range(len(path) + 1)}
     return Reading(
         file,
         tuple(flaws),
