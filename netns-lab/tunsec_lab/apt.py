@@ -15,7 +15,8 @@ from functools import cmp_to_key
 from pathlib import Path
 from typing import Final
 
-from tunsec_lab.cache import LabError, Progress
+from tunsec_lab.cache import Progress
+from tunsec_lab.errors import LabError
 
 KEYRING: Final = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 DOWNLOAD_ATTEMPTS: Final = 6

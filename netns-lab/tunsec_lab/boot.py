@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
-from tunsec_lab.cache import LabError
+from tunsec_lab.errors import LabError
 from tunsec_lab.image import BOOT_PROGRAM, GUEST
 from tunsec_lab.kernel import Clock
 

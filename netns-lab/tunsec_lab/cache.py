@@ -20,18 +20,6 @@ from typing import Final, TextIO
 KEY_LENGTH: Final = 16
 
 
-class LabError(Exception):
-    """What went wrong and where; `remedy` says what the user can do."""
-
-    def __init__(self, what: str, *, remedy: str = "") -> None:
-        super().__init__(what)
-        self.remedy = remedy
-
-    def __str__(self) -> str:
-        what = super().__str__()
-        return f"{what}\n  remedy: {self.remedy}" if self.remedy else what
-
-
 def digest(*parts: str) -> str:
     """Name of a built thing: changes with every part, and parts cannot run into each other."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:KEY_LENGTH]

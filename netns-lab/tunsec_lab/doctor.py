@@ -11,7 +11,8 @@ from typing import Final
 
 from tunsec_lab import image, kernel
 from tunsec_lab.apt import mirror, present
-from tunsec_lab.cache import Cache, LabError, size_bytes
+from tunsec_lab.cache import Cache, size_bytes
+from tunsec_lab.errors import LabError
 from tunsec_lab.site import has_pip
 
 BUILD_BYTES: Final = 6 << 30  # source tree, objects and image while they are being made

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Final
 
 from tunsec_lab.apt import KEYRING, mirror, need_programs
-from tunsec_lab.cache import Cache, LabError, digest, remove_tree
+from tunsec_lab.cache import Cache, digest, remove_tree
+from tunsec_lab.errors import LabError
 
 SUITE: Final = "trixie"
 PYTHON_VERSION: Final = "3.13"  # of that suite

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Final
 
 from tunsec_lab.apt import KEYRING, Apt, need_programs
-from tunsec_lab.cache import Cache, LabError, Stages, digest, remove_tree
+from tunsec_lab.cache import Cache, Stages, digest, remove_tree
+from tunsec_lab.errors import LabError
 
 FOLDER: Final = Path(__file__).resolve().parent.parent / "kernel"
 BASE_OPTIONS: Final = FOLDER / "kernel.config"

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Final
 
 from tunsec_lab.apt import need_programs
-from tunsec_lab.cache import Cache, LabError, digest, remove_tree
+from tunsec_lab.cache import Cache, digest, remove_tree
+from tunsec_lab.errors import LabError
 from tunsec_lab.image import PYTHON_VERSION
 
 RECIPE: Final = "1"

@@ -1,0 +1,236 @@
+"""A steady stream of numbered packets from one host to another: what was lost, for how long.
+
+One process at each end, of this file, started without the rest of the package so that it starts
+fast. The receiver blocks in recv and the sender in sleep, so in virtual time waiting is free.
+"""
+
+import argparse
+import json
+import signal
+import socket
+import struct
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from tunsec_lab.host import Host
+    from tunsec_lab.process import Process
+
+PACKET: Final = struct.Struct("!QQ")  # sequence number, sent at (monotonic nanoseconds)
+PORT: Final = 9999
+RECEIVE_BUFFER_BYTES: Final = 1 << 23
+SO_RCVBUFFORCE: Final = 33
+LINGER_SECONDS: Final = 0.5  # packets still on their way when the sender has stopped
+
+
+class ProbeReport(NamedTuple):
+    """`longest_gap_ms` is between two packets that arrived one after the other."""
+
+    sent: int
+    received: int
+    duplicated: int
+    reordered: int
+    longest_gap_ms: float
+    longest_delay_ms: float
+
+    @property
+    def lost(self) -> int:
+        return self.sent - self.received
+
+
+class Probe:
+    """`with Probe(a, b, to=address, rate=1000) as probe: ...`, then `probe.report`.
+
+    With `count` it ends by itself: `probe.wait()` returns when all packets are sent.
+    """
+
+    def __init__(
+        self,
+        source: "Host",
+        target: "Host",
+        *,
+        to: object,
+        rate: float = 1000.0,
+        count: int = 0,
+        port: int = PORT,
+        size: int = 64,
+    ) -> None:
+        self.source, self.target = source, target
+        self.to, self.port = str(to), port
+        self.options = [f"--rate={rate}", f"--count={count}", f"--size={size}"]
+        self.report = ProbeReport(0, 0, 0, 0, 0.0, 0.0)
+
+    def __enter__(self) -> "Probe":
+        self.receiver = self._start(self.target, "receive")
+        self.receiver.wait_for_line("^ready")
+        self.sender = self._start(self.source, "send", *self.options)
+        self.sender.wait_for_line("^ready")
+        return self
+
+    def _start(self, host: "Host", role: str, *options: str) -> "Process":
+        end = [f"--address={self.to}", f"--port={self.port}"]
+        argv = [sys.executable, "-I", "-S", __file__, role, *end, *options]
+        return host.spawn(argv, name=f"probe-{role}")
+
+    def __exit__(
+        self,
+        kind: "type[BaseException] | None",
+        error: "BaseException | None",
+        trace: "TracebackType | None",
+    ) -> None:
+        if error is None:
+            self.stop()
+
+    def wait(self, *, timeout: float = 1e9) -> None:
+        self.sender.wait(timeout=timeout)
+
+    def stop(self) -> ProbeReport:
+        """Ends both ends; what is still on its way is waited for."""
+        sent = self._end(self.sender)["sent"]
+        heard = self._end(self.receiver)
+        self.report = ProbeReport(
+            int(sent),
+            int(heard["received"]),
+            int(heard["duplicated"]),
+            int(heard["reordered"]),
+            heard["longest_gap_ms"],
+            heard["longest_delay_ms"],
+        )
+        return self.report
+
+    @staticmethod
+    def _end(process: "Process") -> dict[str, float]:
+        process.signal(signal.SIGTERM)
+        process.wait()
+        line = process.wait_for_line(r"^\{.*\}$").group()
+        said: dict[str, float] = json.loads(line)
+        return said
+
+
+# -- the two ends, as programs ----------------------------------------------------------------
+
+
+class Told(Exception):
+    """SIGTERM: stop and say what happened."""
+
+
+def stop_on_sigterm() -> None:
+    def raise_told(*_: object) -> None:
+        raise Told
+
+    signal.signal(signal.SIGTERM, raise_told)
+
+
+def open_socket(address: str) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    return socket.socket(family, socket.SOCK_DGRAM)
+
+
+def send(options: argparse.Namespace) -> None:
+    """Keeps the rate on average: after a delay it catches up."""
+    sock = open_socket(options.address)
+    sock.connect((options.address, options.port))
+    padding = bytes(max(0, options.size - PACKET.size))
+    sent = 0
+    stop_on_sigterm()
+    print("ready", flush=True)
+    start = time.monotonic()
+    try:
+        while not options.count or sent < options.count:
+            ahead = start + sent / options.rate - time.monotonic()
+            if ahead > 0:
+                time.sleep(ahead)
+            packet = PACKET.pack(sent, time.monotonic_ns()) + padding
+            sent += 1
+            try:
+                sock.send(packet)
+            except OSError:  # no route, blocked by a policy, refused: a lost packet
+                continue
+    except Told:
+        pass
+    print(json.dumps({"sent": sent}), flush=True)
+
+
+def receive(options: argparse.Namespace) -> None:
+    sock = open_socket(options.address)
+    sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER_BYTES)
+    sock.bind((options.address, options.port))
+    tally = Tally()
+    stop_on_sigterm()
+    print("ready", flush=True)
+    try:
+        while True:
+            tally.take(sock.recv(2048), time.monotonic_ns())
+    except Told:
+        pass
+    # The signal may have come while packets were still under way.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sock.settimeout(LINGER_SECONDS)
+    try:
+        while True:
+            tally.take(sock.recv(2048), time.monotonic_ns())
+    except TimeoutError:
+        pass
+    print(json.dumps(tally.summary()), flush=True)
+
+
+class Tally:
+    """Counts packets by their numbers."""
+
+    def __init__(self) -> None:
+        self.seen: set[int] = set()
+        self.below = 0  # every number below has come; keeps `seen` small
+        self.received = self.duplicated = self.reordered = 0
+        self.highest = -1
+        self.last_at = 0
+        self.longest_gap = self.longest_delay = 0
+
+    def take(self, packet: bytes, now: int) -> None:
+        number, sent_at = PACKET.unpack_from(packet)
+        if number < self.below or number in self.seen:
+            self.duplicated += 1
+            return
+        self.received += 1
+        if number < self.highest:
+            self.reordered += 1
+        self.highest = max(self.highest, number)
+        self.seen.add(number)
+        while self.below in self.seen:
+            self.seen.remove(self.below)
+            self.below += 1
+        if self.last_at:
+            self.longest_gap = max(self.longest_gap, now - self.last_at)
+        self.longest_delay = max(self.longest_delay, now - sent_at)
+        self.last_at = now
+
+    def summary(self) -> dict[str, float]:
+        return {
+            "received": self.received,
+            "duplicated": self.duplicated,
+            "reordered": self.reordered,
+            "longest_gap_ms": self.longest_gap / 1e6,
+            "longest_delay_ms": self.longest_delay / 1e6,
+        }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("role", choices=("send", "receive"))
+    parser.add_argument("--address", required=True)
+    parser.add_argument("--port", type=int, default=PORT)
+    parser.add_argument("--rate", type=float, default=1000.0)
+    parser.add_argument("--count", type=int, default=0)
+    parser.add_argument("--size", type=int, default=64)
+    options = parser.parse_args(arguments)
+    if options.role == "send":
+        send(options)
+    else:
+        receive(options)
+
+
+if __name__ == "__main__":
+    main()
