@@ -73,6 +73,9 @@ class FakeKernel:
         self.installed_keys: list[tuple[SaId, bytes]] = []
         self.before_step: Callable[[Step], None] = lambda step: None
         self.listeners: list[Callable[[KernelEvent, bool], None]] = []
+        self.version = 0
+        """Rises with every change of the SAD or SPD."""
+        self._expiry: tuple[int, Instant | None] = (-1, None)
 
     # The port
 
@@ -140,6 +143,7 @@ class FakeKernel:
         self._sps[sp.id] = replace(sp, index=before.index if before else self._index)
 
     def _tell(self, event: KernelEvent, ours: bool) -> None:
+        self.version += 1
         for listener in self.listeners:
             listener(event, ours)
 
@@ -180,6 +184,11 @@ class FakeKernel:
 
     def next_expiry(self) -> Instant | None:
         """When the next SA reaches a limit by time."""
+        if self._expiry[0] != self.version:
+            self._expiry = (self.version, self._earliest())
+        return self._expiry[1]
+
+    def _earliest(self) -> Instant | None:
         times = [
             Instant(held.added_at + limit)
             for held in self._sas.values()

@@ -29,16 +29,32 @@ class Laws:
         self._foreign: dict[str, tuple[dict[SaId, Sa], dict[SpId, Sp]]] = {}
         self.orphan_excuses: set[SaId] = set()
         self.checks = 0
+        self._versions: dict[str, object] = {}
+        self._owners = {
+            address: host.name for host in world.intent.hosts for address in host.addresses
+        }
 
     def check(self) -> None:
         """Raise Broken, with the story, if a law does not hold now."""
         self.checks += 1
-        for host in self._world.hosts.values():
+        changed = [
+            host
+            for host in self._world.hosts.values()
+            if self._versions.get(host.name) != self._version(host)
+        ]
+        for host in changed:
             self._no_clear_packet(host)
-            self._receiver_first(host)
             self._no_key_twice(host)
             self._only_what_is_ours(host)
             self._promises(host)
+            self._versions[host.name] = self._version(host)
+        if changed:
+            names = {host.name for host in changed}
+            for host in self._world.hosts.values():
+                self._receiver_first(host, names)
+
+    def _version(self, host: "SimHost") -> tuple[object, ...]:
+        return (id(host.kernel), host.kernel.version, host.guard.guard is None)
 
     def own_foreign(self, host: "SimHost") -> None:
         """From now on these foreign SAs and SPs must stay just as they are."""
@@ -67,37 +83,40 @@ class Laws:
         return known
 
     def _no_clear_packet(self, host: "SimHost") -> None:
-        """From the end of the first start on. SPs alone must hold unless they were tampered with;
-        then the guard must."""
-        if not host.ever_started or (host.engine is None and not host.kernel.sps()):
+        """Once closed, never open. SPs alone must hold; where somebody took one away by hand, the
+        guard table must hold until it is back."""
+        leaks = [one for one in self._packets(host) if self._leaks(host, *one)]
+        if not host.closed:
+            host.closed = not leaks
             return
-        for packet, outbound in self._packets(host):
-            if outbound:
-                leaks = host.kernel.would_send_clear(packet)
-            else:
-                leaks = host.kernel.receive(packet)
-            if leaks and not (host.tampered and host.guard.drops_clear(packet)):
+        for packet, outbound in leaks:
+            if not (host.tampered and host.guard.drops_clear(packet)):
                 way = "out of" if outbound else "into"
                 self._break(f"law 1: {packet} goes {way} {host.name} in clear")
+        if not leaks:
+            host.tampered = False
+
+    def _leaks(self, host: "SimHost", packet: Packet, outbound: bool) -> bool:
+        if outbound:
+            return host.kernel.would_send_clear(packet)
+        return host.kernel.receive(packet)
 
     # Law 2
 
-    def _receiver_first(self, host: "SimHost") -> None:
+    def _receiver_first(self, host: "SimHost", changed: set[str]) -> None:
         """An outbound SA of ours has its inbound twin, with the same key, at the peer."""
         for sa_id, sa in host.kernel.all_sas():
             if not is_our_sa(sa) or sa_id in self.orphan_excuses:
                 continue
             peer = self._owner(sa_id)
-            if peer is None or peer is host:
+            if peer is None or peer is host or not {peer.name, host.name} & changed:
                 continue
             if peer.kernel.holds(sa_id) != host.kernel.holds(sa_id):
                 self._break(f"law 2: {host.name} may send on {sa_id}, {peer.name} has no twin")
 
     def _owner(self, sa_id: SaId) -> "SimHost | None":
-        for host in self._world.intent.hosts:
-            if sa_id.dst in host.addresses:
-                return self._world.hosts[host.name]
-        return None
+        name = self._owners.get(sa_id.dst)
+        return None if name is None else self._world.hosts[name]
 
     # Law 3
 

@@ -90,7 +90,8 @@ class SimHost:
     engine: Engine | None = None
     ring: Keyring | None = None
     life: int = 0
-    ever_started: bool = False
+    closed: bool = False
+    """No clear packet could leave or enter at some check since the last reboot."""
     tampered: bool = False
     """Somebody changed SPs by hand and the daemon has not seen it yet."""
     rebooted_at: float = -1.0
@@ -182,7 +183,6 @@ class World:
         if host.engine is not None:
             return
         host.life += 1
-        host.ever_started = True
         self.tell(f"{host.name} starts, life {host.life}")
         scope = Scope(host.name, intent or self.intent, "sim")
         clock = _SimClock(self, host.name)
@@ -254,7 +254,7 @@ class World:
         self.laws.kernel_replaced(host)
         host.kernel = fresh
         host.guard.guard = None
-        host.ever_started = False
+        host.closed = False
         host.rebooted_at = self.now
         self.tell(f"{host.name} rebooted")
 
@@ -337,10 +337,12 @@ class World:
                 lines.append(f"{host.name}: no daemon")
                 continue
             for state, flow in host.engine.flows():
-                lines.append(f"{host.name}: {flow.child.id}: {flow.phase} {flow.reason}")
-                lines += [f"    in  {sa}" for sa in flow.inbound]
-                lines += [f"    out {sa}" for sa in flow.outbound]
-                lines.append(f"    own {state.own_offer} peer {state.peer_offer}")
+                inbound = ", ".join(f"{sa.spi:08x} {sa.state}" for sa in flow.inbound)
+                outbound = ", ".join(f"{sa.spi:08x} {sa.state}" for sa in flow.outbound)
+                lines.append(
+                    f"{host.name}: {flow.child.id}: {flow.phase} {flow.reason} in [{inbound}] "
+                    f"out [{outbound}] own {state.own_offer} peer {state.peer_offer}"
+                )
         return "\n".join(lines)
 
 

@@ -578,7 +578,7 @@ class Engine:
                 raise Bug(f"nobody performs {action}")
 
     def _answer(self, peer: HostName, events: Iterable[pair.PairEvent]) -> None:
-        """An order's answer comes before any other fact: a machine never sees its own order open."""
+        """Answers go first: no machine sees another fact while an order of its own is open."""
         answers = [_Queued(("pair", peer), event) for event in events]
         self._queue.extendleft(reversed(answers))
 

@@ -17,7 +17,7 @@ from tunsec.model.aead import Aead, AeadSpeed
 from tunsec.model.clock import Seconds, WallTime
 from tunsec.model.errors import Refused
 from tunsec.model.flow import Child, ChildId
-from tunsec.model.names import Address, Boot, HostName, OfferSeq, Spi
+from tunsec.model.names import Address, Boot, ConfirmationSeq, HostName, OfferSeq, Spi
 from tunsec.model.record import Confirmation, Offer, Receives, Sends
 from tunsec.model.sa import SaDirection
 from tunsec.model.secret import Secret
@@ -63,6 +63,8 @@ class PostRoom:
         self._offers: dict[OfferSeq, Record] = {}
         self._unopened: dict[HostName, Record] = {}
         self._newest: dict[HostName, Offer] = {}
+        self._heard: dict[HostName, ConfirmationSeq] = {}
+        self._said: dict[HostName, list[tuple[ConfirmationSeq, int]]] = {}
         self.refusals = Refusals()
         self.twin = ""
         """Set when another daemon seems to run under this host's name."""
@@ -99,18 +101,20 @@ class PostRoom:
 
     def record(self, peer: HostName, order: PublishRecord) -> Record:
         """The record a pair machine ordered, sealed."""
+        sequence = self._ring.next_confirmation(wall_now=self._clock.wall())
+        self._said.setdefault(peer, []).append((sequence, order.revision))
         confirmation = Confirmation(
             author=self._host,
             reader=peer,
             author_offer=order.own_offer,
             reader_offer=order.peer_offer,
-            sequence=self._ring.next_confirmation(wall_now=self._clock.wall()),
+            sequence=sequence,
             receives=tuple(_receives(keyed) for keyed in order.receives),
             sends=tuple(
                 Sends(child.flow, child.tenant, child.local, child.remote, spi)
                 for child, spi in order.sends
             ),
-            holds=order.holds,
+            heard=self._heard.get(peer, ConfirmationSeq(0)),
         )
         path = str(ConfirmationPath(peer, self._host))
         return Record(path, self._ring.seal_confirmation(confirmation))
@@ -194,7 +198,17 @@ class PostRoom:
                 self.refuse(refused, record)
             return []  # an unknown offer may still come
         del self._unopened[author]
+        self._heard[author] = said.sequence
         return [News(author, self._confirmed(author, said))]
+
+    def _revision_heard(self, author: HostName, heard: ConfirmationSeq) -> int:
+        """Which revision of our record the peer has acted on; older ones need not be kept."""
+        said = self._said.get(author, [])
+        known = [row for row in said if row[0] <= heard]
+        if not known:
+            return 0
+        self._said[author] = [known[-1], *(row for row in said if row[0] > heard)]
+        return known[-1][1]
 
     def _confirmed(self, author: HostName, said: Confirmation) -> PeerConfirmed:
         return PeerConfirmed(
@@ -212,7 +226,7 @@ class PostRoom:
                 (ChildId(author, row.flow, row.tenant, local=row.dst, remote=row.src), row.spi)
                 for row in said.sends
             ),
-            holds=frozenset(said.holds),
+            heard=self._revision_heard(author, said.heard),
         )
 
     def refuse(self, refused: RecordRefused, record: Record) -> None:

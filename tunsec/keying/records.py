@@ -144,7 +144,7 @@ def encode_confirmation(confirmation: Confirmation) -> bytes:
                 [row.flow, row.tenant, str(row.src), str(row.dst), row.spi]
                 for row in confirmation.sends
             ],
-            "holds": list(confirmation.holds),
+            "heard": confirmation.heard,
         }
     )
 
@@ -243,10 +243,9 @@ def _parse_confirmation(value: Json) -> Confirmation:
         sequence=ConfirmationSeq(fields.number("sequence", low=1)),
         receives=fields.rows("receives", _parse_receives, limit=MAX_ROWS),
         sends=fields.rows("sends", _parse_sends, limit=MAX_ROWS),
-        holds=fields.rows("holds", _parse_held, limit=MAX_ADDRESSES),
+        heard=ConfirmationSeq(fields.number("heard")),
     )
     fields.done()
-    ascending(confirmation.holds, key=lambda seq: (seq,), what="confirmation.holds")
     return confirmation
 
 
@@ -291,10 +290,6 @@ def _parse_sends_fields(fields: Fields) -> Sends:
     if row.src.version != row.dst.version:
         raise ValueError(f"{row.src} and {row.dst} are of two families")
     return row
-
-
-def _parse_held(value: Json, where: str) -> OfferSeq:
-    return OfferSeq(Fields({"sequence": value}, where).number("sequence", low=1))
 
 
 def _parse_address(value: Json, where: str) -> Address:

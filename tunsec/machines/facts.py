@@ -88,11 +88,12 @@ class InboundRefused(Event):
 
 @dataclass(frozen=True, slots=True)
 class PeerConfirmed(Event):
-    """The peer's newest record: what it receives on, what it sends on, which offers it holds."""
+    """The peer's newest record: what it receives on, what it sends on, and which of our records it
+    had acted on (0: none of this life)."""
 
     receives: tuple[Keyed, ...]
     sends: frozenset[tuple[ChildId, Spi]]
-    holds: frozenset[OfferSeq]
+    heard: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,11 @@ Its phase is read off its SAs, so that it cannot say anything the SAs do not::
     any --no outbound SA left--> KEYING or BLOCKED: the block SPs hold the flow
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
+from tunsec.machines.backoff import backoff
 from tunsec.machines.facts import Keyed
 from tunsec.machines.slots import (
     INBOUND,
@@ -52,8 +52,9 @@ class FlowState:
     retry_at: Instant | None = None
     """When a refused installation is tried again."""
     failures: int = 0
-    needs_peer: bool = False
-    """The refused SA was an outbound one: only the peer can name another SPI."""
+    spent: frozenset[tuple[OfferSeq, Spi]] = frozenset()
+    """Outbound SAs ordered so far under own offers that are still held. Their keys could be derived
+    again and must not be (law 3)."""
 
     @property
     def newest_inbound(self) -> InboundSa | None:
@@ -92,13 +93,11 @@ def outbound_drain(child: Child) -> Seconds:
     return Seconds(min(1.0, max(0.02, child.rekey.after / 16)))
 
 
-def may_replace(
-    flow: FlowState, *, own: OfferSeq, peer: OfferSeq, followable: Callable[[OfferSeq], bool]
-) -> bool:
+def may_replace(flow: FlowState, *, own: OfferSeq, peer: OfferSeq, peer_life: OfferSeq) -> bool:
     """Whether a new inbound SA under these offers is needed, and may be made now.
 
     While the newest one is unused and the peer can still move to it, we wait: its word may be on
-    the way. `followable(offer)` tells whether the peer holds the private key of an offer.
+    the way. `peer_life` is the first offer of the peer's present life; it cannot use older ones.
     """
     if len(flow.inbound) >= MAX_EPOCHS:
         return False
@@ -109,13 +108,13 @@ def may_replace(
         return True
     if (newest.own_offer, newest.peer_offer) == (own, peer):
         return False
-    return newest.state is SaState.ACTIVE or not followable(newest.peer_offer)
+    return newest.state is SaState.ACTIVE or newest.peer_offer < peer_life
 
 
 def add_inbound(flow: FlowState, keyed: Keyed) -> FlowState:
     """A new inbound SA stands in the kernel."""
     sa = InboundSa(keyed.spi, keyed.aead, keyed.own_offer, keyed.peer_offer)
-    return replace(flow, inbound=(*flow.inbound, sa), reason="", retry_at=None, failures=0)
+    return replace(flow, inbound=(*flow.inbound, sa), reason="", retry_at=None)
 
 
 def switch_outbound(flow: FlowState, keyed: Keyed, now: Instant) -> FlowState:
@@ -131,8 +130,17 @@ def switch_outbound(flow: FlowState, keyed: Keyed, now: Instant) -> FlowState:
     )
     new = OutboundSa(keyed.spi, keyed.aead, keyed.own_offer, keyed.peer_offer)
     rekeys = flow.rekeys + (1 if older else 0)
+    return replace(flow, outbound=(*older, new), rekeys=rekeys, reason="")
+
+
+def listed(flow: FlowState, revision: int) -> FlowState:
+    """A record that names the newest inbound SA was ordered."""
+    newest = flow.newest_inbound
+    if newest is None or newest.listed is not None:
+        return flow
     return replace(
-        flow, outbound=(*older, new), rekeys=rekeys, reason="", retry_at=None, failures=0
+        flow,
+        inbound=tuple(replace(sa, listed=revision) if sa is newest else sa for sa in flow.inbound),
     )
 
 
@@ -150,24 +158,41 @@ def published(flow: FlowState, spi: Spi) -> FlowState:
 
 
 def peer_sends(
-    flow: FlowState, sends: frozenset[Spi], holds: frozenset[OfferSeq], now: Instant
+    flow: FlowState, *, sends: frozenset[Spi], heard: int, now: Instant, fraction: float
 ) -> FlowState:
     """The peer's record tells on which of our inbound SAs it sends.
 
-    One it has passed over or can no longer move to is superseded. One that it may still move to
-    stays: it is the newest, and the peer holds the offer it was made under.
+    One that it has heard of and does not send on is superseded: it acts on a record at once or
+    never. One that it has not heard of stays, for it may still move to it. A peer that does not
+    take what it was offered is offered another after a while.
     """
     inbound = list(flow.inbound)
-    newer_in_use = False
+    newer_in_use = refused = False
     for index in reversed(range(len(inbound))):
         sa = inbound[index]
         if sa.spi in sends:
             inbound[index] = replace(sa, state=INBOUND.next(sa.state, InboundFact.PEER_SENDS))
             newer_in_use = True
-        elif sa.state is SaState.ACTIVE or newer_in_use or sa.peer_offer not in holds:
+        elif (
+            sa.state is SaState.ACTIVE
+            or newer_in_use
+            or (sa.listed is not None and sa.listed <= heard)
+        ):
+            refused = refused or (sa.state in (SaState.INSTALLED, SaState.CONFIRMED))
             state = INBOUND.next(sa.state, InboundFact.PEER_LEFT)
             inbound[index] = replace(sa, state=state, check_at=sa.check_at or now)
-    return replace(flow, inbound=tuple(inbound))
+    if newer_in_use:
+        return replace(flow, inbound=tuple(inbound), failures=0)
+    if not refused:
+        return replace(flow, inbound=tuple(inbound))
+    failures = flow.failures + 1
+    return replace(
+        flow,
+        inbound=tuple(inbound),
+        failures=failures,
+        retry_at=Instant(now + backoff(failures, fraction)),
+        reason="the peer did not take the SA it was offered",
+    )
 
 
 def drop_inbound(flow: FlowState, spi: Spi) -> FlowState:

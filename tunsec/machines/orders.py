@@ -65,14 +65,13 @@ class ReadUsage(Action):
 
 @dataclass(frozen=True, slots=True)
 class PublishRecord(Action):
-    """Publish what we receive on, what we send on, and which offers we hold."""
+    """Publish what we receive on and send on, in answer to what was last heard of the peer."""
 
     revision: int
     own_offer: OfferSeq
     peer_offer: OfferSeq
     receives: tuple[Keyed, ...]
     sends: tuple[tuple[ChildId, Spi], ...]
-    holds: tuple[OfferSeq, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,7 +69,8 @@ PairEvent = (
     | SaLost
 )
 
-_NO_RECORD = PublishRecord(0, OfferSeq(0), OfferSeq(0), (), (), ())
+_NONE = OfferSeq(0)
+_NO_RECORD = PublishRecord(0, OfferSeq(0), OfferSeq(0), (), ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +83,13 @@ class PairState:
     own_holds: frozenset[OfferSeq] = frozenset()
     peer_offer: OfferSeq | None = None
     peer_boot: Boot | None = None
-    peer_holds: frozenset[OfferSeq] | None = None
-    """Offers of the peer's current life that it holds; None until its first record."""
+    peer_life: OfferSeq = _NONE
+    """The first offer seen of the peer's present life."""
     no_offer_reason: str = "no offer of the peer in the directory"
     record: PublishRecord = _NO_RECORD
     """The newest record that was ordered."""
     must_answer: bool = False
-    """The peer offers SAs under an offer we no longer hold: it must learn what we do hold."""
+    """The peer named an SA that we cannot use: it must learn that we heard and do not."""
     recorded: int = 0
     """Revision that is known to be in the directory."""
 
@@ -150,20 +151,20 @@ def _take(
 ) -> PairState:
     match event:
         case TimerFired():
-            return _retries_due(state, now, actions)
+            return _retries_due(state, now)
         case ChildrenChanged():
             return _children_changed(state, event, actions)
         case Adopted():
             return _adopted(state, event)
         case OwnOffered(current, holds):
-            return replace(state, own_offer=current, own_holds=holds)
+            return _own_offered(state, current, holds)
         case PeerOffered(seq, boot):
             same_life = state.peer_boot == boot
             return replace(
                 state,
                 peer_offer=seq,
                 peer_boot=boot,
-                peer_holds=state.peer_holds if same_life else None,
+                peer_life=state.peer_life if same_life else seq,
             )
         case PeerOfferEnded(reason):
             return replace(state, peer_offer=None, no_offer_reason=reason)
@@ -171,10 +172,10 @@ def _take(
             return _edit(state, {keyed.child: keyed for keyed in sas}, flows.add_inbound)
         case InboundRefused(children, reason):
             for child in children:
-                state = _failed(state, child, reason, now, fraction, needs_peer=False)
+                state = _failed(state, child, reason, now, fraction)
             return state
         case PeerConfirmed():
-            return _peer_confirmed(state, event, now, actions)
+            return _peer_confirmed(state, event, now, fraction, actions)
         case OutboundSwitched(sas):
             return _edit(
                 state,
@@ -182,7 +183,7 @@ def _take(
                 lambda flow, keyed: flows.switch_outbound(flow, keyed, now),
             )
         case OutboundRefused(child, _, reason):
-            return _failed(state, child, reason, now, fraction, needs_peer=True)
+            return _outbound_refused(state, child, reason)
         case RecordPublished(revision):
             return _record_published(state, revision)
         case UsageRead():
@@ -217,8 +218,6 @@ def _failed(
     reason: str,
     now: Instant,
     fraction: float,
-    *,
-    needs_peer: bool,
 ) -> PairState:
     flow = state.flows.get(child)
     if flow is None:
@@ -227,19 +226,22 @@ def _failed(
     retry_at = Instant(now + backoff(failures, fraction))
     return _with(
         state,
-        replace(flow, reason=reason, failures=failures, retry_at=retry_at, needs_peer=needs_peer),
+        replace(flow, reason=reason, failures=failures, retry_at=retry_at),
     )
 
 
-def _retries_due(state: PairState, now: Instant, actions: list[Action]) -> PairState:
-    """Refused installations get another try. Another inbound SPI can be drawn here; an outbound SA
-    needs one from the peer, which a new offer of ours asks for."""
+def _outbound_refused(state: PairState, child: ChildId, reason: str) -> PairState:
+    """Only the peer can name another SPI: it learns that we heard and do not send."""
+    flow = state.flows.get(child)
+    if flow is None:
+        return state
+    return replace(_with(state, replace(flow, reason=reason)), must_answer=True)
+
+
+def _retries_due(state: PairState, now: Instant) -> PairState:
     for flow in state.flows.values():
-        if flow.retry_at is None or flow.retry_at > now:
-            continue
-        if flow.needs_peer:
-            actions.append(WantRollover(f"{flow.child.id.flow}: {flow.reason}"))
-        state = _with(state, replace(flow, retry_at=None))
+        if flow.retry_at is not None and flow.retry_at <= now:
+            state = _with(state, replace(flow, retry_at=None))
     return state
 
 
@@ -265,7 +267,7 @@ def _end(flow: FlowState, actions: list[Action]) -> None:
 def _adopted(state: PairState, event: Adopted) -> PairState:
     for sa in event.inbound:
         flow = state.flows[sa.child]
-        slot = InboundSa(sa.spi, sa.aead, None, None, state=SaState.ACTIVE)
+        slot = InboundSa(sa.spi, sa.aead, None, None, state=SaState.ACTIVE, listed=0)
         state = _with(state, replace(flow, inbound=(*flow.inbound, slot)))
     for sa in event.outbound:
         flow = state.flows[sa.child]
@@ -274,31 +276,59 @@ def _adopted(state: PairState, event: Adopted) -> PairState:
     return state
 
 
+def _own_offered(
+    state: PairState, current: OfferSeq | None, holds: frozenset[OfferSeq]
+) -> PairState:
+    """Own offers changed; what was spent under a wiped one can never be derived again."""
+    flows_then = {
+        child: replace(flow, spent=frozenset(one for one in flow.spent if one[0] in holds))
+        if any(offer not in holds for offer, _ in flow.spent)
+        else flow
+        for child, flow in state.flows.items()
+    }
+    return replace(state, own_offer=current, own_holds=holds, flows=flows_then)
+
+
 def _peer_confirmed(
-    state: PairState, event: PeerConfirmed, now: Instant, actions: list[Action]
+    state: PairState,
+    event: PeerConfirmed,
+    now: Instant,
+    fraction: float,
+    actions: list[Action],
 ) -> PairState:
     sends: dict[ChildId, set[Spi]] = {}
     for child, spi in event.sends:
         sends.setdefault(child, set()).add(spi)
-    stale = any(keyed.own_offer not in state.own_holds for keyed in event.receives)
     state = replace(
         state,
-        peer_holds=event.holds,
-        must_answer=state.must_answer or stale,
         flows={
-            child: flows.peer_sends(flow, frozenset(sends.get(child, ())), event.holds, now)
+            child: flows.peer_sends(
+                flow,
+                sends=frozenset(sends.get(child, ())),
+                heard=event.heard,
+                now=now,
+                fraction=fraction,
+            )
             for child, flow in state.flows.items()
         },
     )
-    wanted = tuple(
-        keyed
-        for keyed in event.receives
-        if (flow := state.flows.get(keyed.child)) is not None
-        and keyed.own_offer in state.own_holds
-        and all(sa.spi != keyed.spi for sa in flow.outbound)
-    )
+    wanted: list[Keyed] = []
+    for keyed in event.receives:
+        flow = state.flows.get(keyed.child)
+        if flow is not None and any(sa.spi == keyed.spi for sa in flow.outbound):
+            continue
+        if (
+            flow is None
+            or keyed.own_offer not in state.own_holds
+            or (keyed.own_offer, keyed.spi) in flow.spent
+        ):
+            state = replace(state, must_answer=True)
+            continue
+        spent = flow.spent | {(keyed.own_offer, keyed.spi)}
+        state = _with(state, replace(flow, spent=spent))
+        wanted.append(keyed)
     if wanted:
-        actions.append(InstallOutbound(wanted))
+        actions.append(InstallOutbound(tuple(wanted)))
     return state
 
 
@@ -354,8 +384,7 @@ def _sa_lost(state: PairState, event: SaLost, actions: list[Action]) -> PairStat
     if before is not None and flow.active_outbound is None:
         flow = replace(flow, reason=event.reason)
         actions.append(BlockOutbound(event.child))
-        actions.append(WantRollover(f"{event.child.flow}: {event.reason}"))
-    return _with(state, flow)
+    return replace(_with(state, flow), must_answer=True)
 
 
 def _drain(state: PairState, now: Instant, actions: list[Action]) -> PairState:
@@ -377,15 +406,11 @@ def _ask_for_inbound(state: PairState, now: Instant, actions: list[Action]) -> N
     if state.own_offer is None or state.peer_offer is None:
         return
     own, peer = state.own_offer, state.peer_offer
-
-    def followable(offer: OfferSeq) -> bool:
-        return offer == peer or (state.peer_holds is not None and offer in state.peer_holds)
-
     children = tuple(
         child
         for child, flow in state.flows.items()
         if flow.retry_at is None
-        and flows.may_replace(flow, own=own, peer=peer, followable=followable)
+        and flows.may_replace(flow, own=own, peer=peer, peer_life=state.peer_life)
     )
     if children:
         actions.append(InstallInbound(children, own, peer))
@@ -411,13 +436,17 @@ def _publish(state: PairState, actions: list[Action]) -> PairState:
             and sa.peer_offer is not None
         ),
         tuple((child, sa.spi) for child, flow in children for sa in flow.outbound),
-        tuple(sorted(state.own_holds)),
     )
-    if replace(record, holds=()) == replace(state.record, holds=()) and not state.must_answer:
+    if record == state.record and not state.must_answer:
         return state
     record = replace(record, revision=state.record.revision + 1)
     actions.append(record)
-    return replace(state, record=record, must_answer=False)
+    return replace(
+        state,
+        record=record,
+        must_answer=False,
+        flows={child: flows.listed(flow, record.revision) for child, flow in state.flows.items()},
+    )
 
 
 def check(state: PairState) -> None:

@@ -36,7 +36,7 @@ class InboundFact(StrEnum):
 
     PUBLISHED = "our confirmation is in the directory"
     PEER_SENDS = "the peer says that it sends on it"
-    PEER_LEFT = "the peer no longer sends on it and never will again"
+    PEER_LEFT = "the peer does not send on it and never will"
 
 
 class OutboundFact(StrEnum):
@@ -81,6 +81,9 @@ class InboundSa:
     own_offer: OfferSeq | None
     peer_offer: OfferSeq | None
     state: SaState = SaState.INSTALLED
+    listed: int | None = None
+    """Revision of our record that first named it; None: not named yet. 0 if adopted: nothing that
+    names it can be believed any more."""
     expiring: bool = False
     """A soft limit was reached: wants a successor under the same offers."""
     check_at: Instant | None = None

@@ -87,5 +87,6 @@ class Confirmation:
     sequence: ConfirmationSeq
     receives: tuple[Receives, ...]
     sends: tuple[Sends, ...]
-    holds: tuple[OfferSeq, ...]
-    """The author's offers whose private value it still holds, ascending."""
+    heard: ConfirmationSeq
+    """The newest confirmation of the reader that the author has acted on, 0 for none: what it named
+    and `sends` does not is not used, and never will be."""
