@@ -48,6 +48,15 @@ LEAF_USES: Final = frozenset(
     }
 )
 
+UNREADABLE: Final = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
+
 T = TypeVar("T", bound=x509.ExtensionType)
 PublicKey = Ed25519PublicKey | ec.EllipticCurvePublicKey
 
@@ -131,28 +140,24 @@ class Trust:
 
     def _judge(self, chain: tuple[bytes, ...], path: str) -> _Judged:
         """Everything that does not depend on the time."""
-        flaws: list[str] = []
         try:
-            leaf, *others = [x509.load_der_x509_certificate(der) for der in chain]
-            key, names = _check_leaf(leaf)
-            windows = tuple(self._windows(leaf, tuple(others), flaws))
+            return self._judged_chain([x509.load_der_x509_certificate(der) for der in chain], path)
         except _Unfit as unfit:
             raise RecordRefused(RefusalReason.BAD_CERTIFICATE, path, str(unfit)) from None
-        except (
-            ValueError,
-            TypeError,
-            UnsupportedAlgorithm,
-            x509.DuplicateExtension,
-            x509.InvalidVersion,
-            x509.UnsupportedGeneralNameType,
-        ) as error:
+        except UNREADABLE as error:  # parts of a certificate are parsed only when they are used
             raise RecordRefused(
                 RefusalReason.BAD_CERTIFICATE, path, f"a certificate cannot be read: {error}"
             ) from None
+
+    def _judged_chain(self, chain: list[x509.Certificate], path: str) -> _Judged:
+        leaf, *others = chain
+        key, names = _check_leaf(leaf)
+        flaws: list[str] = []
+        windows = tuple(self._windows(leaf, tuple(others), flaws))
         if windows:
             return _Judged(names, key, windows)
         if flaws:
-            raise RecordRefused(RefusalReason.BAD_CERTIFICATE, path, flaws[0])
+            raise _Unfit(flaws[0])
         raise RecordRefused(
             RefusalReason.UNKNOWN_CA,
             path,

@@ -1,0 +1,330 @@
+"""Which certificates speak for a host. Each case bends one thing of a chain that holds."""
+
+import ipaddress
+from datetime import UTC, datetime
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.unit.keying.cluster import DAY, NOW, ca, identity, serial, signing_key
+from tunsec.keying.ca import KeyType
+from tunsec.keying.chain import Speaker, Trust, certificate_der
+from tunsec.keying.identity import SigningKey
+from tunsec.keying.refusals import RecordRefused, RefusalReason
+from tunsec.model.clock import WallTime
+
+PATH = "offers/db1"
+CA_USAGE = {
+    "digital_signature": False,
+    "content_commitment": False,
+    "key_encipherment": False,
+    "data_encipherment": False,
+    "key_agreement": False,
+    "key_cert_sign": True,
+    "crl_sign": True,
+    "encipher_only": False,
+    "decipher_only": False,
+}
+
+
+def usage(**changes: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(**{**CA_USAGE, **changes})
+
+
+def named(common: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
+
+
+def certificate(
+    subject: str,
+    key: SigningKey | rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey,
+    *extensions: tuple[x509.ExtensionType, bool],
+    issuer: str,
+    issuer_key: SigningKey | rsa.RSAPrivateKey,
+    first: float = NOW - DAY,
+    last: float = NOW + DAY,
+) -> x509.Certificate:
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(named(subject))
+        .issuer_name(named(issuer))
+        .public_key(key.public_key())
+        .serial_number(serial(subject, issuer))
+        .not_valid_before(datetime.fromtimestamp(first, UTC))
+        .not_valid_after(datetime.fromtimestamp(last, UTC))
+    )
+    for extension, critical in extensions:
+        builder = builder.add_extension(extension, critical=critical)
+    if isinstance(issuer_key, Ed25519PrivateKey):
+        return builder.sign(issuer_key, None)
+    return builder.sign(issuer_key, hashes.SHA256())
+
+
+CA_BASIC = (x509.BasicConstraints(ca=True, path_length=None), True)
+CA_KEY_USAGE = (usage(), True)
+SAN = (x509.SubjectAlternativeName([x509.DNSName("db1")]), False)
+
+
+def authority(
+    name: str,
+    *extensions: tuple[x509.ExtensionType, bool],
+    issuer: str | None = None,
+    first: float = NOW - DAY,
+    last: float = NOW + DAY,
+) -> x509.Certificate:
+    issuer = issuer or name
+    return certificate(
+        name,
+        signing_key(name),
+        *(extensions or (CA_BASIC, CA_KEY_USAGE)),
+        issuer=issuer,
+        issuer_key=signing_key(issuer),
+        first=first,
+        last=last,
+    )
+
+
+def leaf(
+    *extensions: tuple[x509.ExtensionType, bool], issuer: str = "root", first: float = NOW - DAY
+) -> x509.Certificate:
+    return certificate(
+        "db1",
+        signing_key("db1"),
+        *(extensions or (SAN,)),
+        issuer=issuer,
+        issuer_key=signing_key(issuer),
+        first=first,
+    )
+
+
+def judge(
+    *chain: x509.Certificate, roots: tuple[x509.Certificate, ...] | None = None, at: float = NOW
+) -> Speaker:
+    trust = Trust((authority("root"),) if roots is None else roots)
+    der = tuple(certificate_der(entry) for entry in chain)
+    return trust.judge(der, path=PATH, wall_now=WallTime(at))
+
+
+def refused(
+    *chain: x509.Certificate, roots: tuple[x509.Certificate, ...] | None = None, at: float = NOW
+) -> RecordRefused:
+    with pytest.raises(RecordRefused) as caught:
+        judge(*chain, roots=roots, at=at)
+    return caught.value
+
+
+@pytest.mark.parametrize("kind", list(KeyType))
+def test_what_tunsec_ca_issues_holds_and_signs(kind: KeyType) -> None:
+    own = identity("db1", kind=kind)
+    trust = Trust([ca(kind=kind).certificate])
+    speaker = trust.judge(own.der_chain, path=PATH, wall_now=NOW)
+    assert speaker.names == {"db1"}
+    assert speaker.valid_until == NOW + 30 * DAY
+    assert speaker.verify(own.sign(b"hello"), b"hello")
+    assert not speaker.verify(own.sign(b"hello"), b"hullo")
+    assert own.sign(b"hello") == own.sign(b"hello"), "signing draws no randomness"
+
+
+def test_no_intermediate_one_and_two_hold_three_do_not() -> None:
+    first = authority("first", issuer="root")
+    second = authority("second", issuer="first")
+    third = authority("third", issuer="second")
+    assert judge(leaf()).names == {"db1"}
+    judge(leaf(issuer="first"), first)
+    judge(leaf(issuer="second"), first, second)
+    assert refused(leaf(issuer="third"), third, second, first).reason is RefusalReason.UNKNOWN_CA
+
+
+def test_an_unknown_ca_of_the_same_name_is_unknown() -> None:
+    stranger = certificate(
+        "db1", signing_key("db1"), SAN, issuer="root", issuer_key=signing_key("another")
+    )
+    assert refused(stranger).reason is RefusalReason.UNKNOWN_CA
+    assert refused(leaf(), roots=()).reason is RefusalReason.UNKNOWN_CA
+    assert refused(leaf(issuer="first")).reason is RefusalReason.UNKNOWN_CA
+
+
+def test_a_leaf_is_no_ca_for_others() -> None:
+    middle = certificate(
+        "middle", signing_key("middle"), SAN, issuer="root", issuer_key=signing_key("root")
+    )
+    error = refused(leaf(issuer="middle"), middle)
+    assert error.reason is RefusalReason.BAD_CERTIFICATE
+    assert "is no CA" in error.detail
+
+
+@pytest.mark.parametrize(
+    ("extensions", "why"),
+    [
+        (((x509.BasicConstraints(ca=True, path_length=None), True),), "keyCertSign"),
+        ((CA_BASIC, (usage(key_cert_sign=False), True)), "keyCertSign"),
+        (((x509.BasicConstraints(ca=False, path_length=None), True), CA_KEY_USAGE), "no CA"),
+        ((CA_KEY_USAGE,), "no CA"),
+        (
+            (CA_BASIC, CA_KEY_USAGE, (x509.InhibitAnyPolicy(0), True)),
+            "unknown critical extension",
+        ),
+        (
+            (
+                CA_BASIC,
+                CA_KEY_USAGE,
+                (x509.NameConstraints([x509.DNSName("example.org")], None), True),
+            ),
+            "outside",
+        ),
+        (
+            (CA_BASIC, CA_KEY_USAGE, (x509.NameConstraints(None, [x509.DNSName("db1")]), True)),
+            "excluded",
+        ),
+        (
+            (
+                CA_BASIC,
+                CA_KEY_USAGE,
+                (x509.NameConstraints([x509.DirectoryName(named("x"))], None), True),
+            ),
+            "directory names",
+        ),
+    ],
+)
+def test_issuers_that_do_not_fit(
+    extensions: tuple[tuple[x509.ExtensionType, bool], ...], why: str
+) -> None:
+    as_root = refused(leaf(), roots=(authority("root", *extensions),))
+    as_intermediate = refused(
+        leaf(issuer="middle"), authority("middle", *extensions, issuer="root")
+    )
+    for error in (as_root, as_intermediate):
+        assert error.reason is RefusalReason.BAD_CERTIFICATE
+        assert why in error.detail
+
+
+def test_path_length_counts_intermediates() -> None:
+    tight = authority("root", (x509.BasicConstraints(ca=True, path_length=0), True), CA_KEY_USAGE)
+    judge(leaf(), roots=(tight,))
+    error = refused(leaf(issuer="middle"), authority("middle", issuer="root"), roots=(tight,))
+    assert "allows only 0" in error.detail
+
+
+@pytest.mark.parametrize(
+    ("extensions", "why"),
+    [
+        ((SAN, CA_BASIC), "CA's certificate"),
+        ((SAN, (usage(), True)), "digitalSignature"),
+        ((SAN, (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CODE_SIGNING]), False)), "serverAuth"),
+        (((x509.BasicConstraints(ca=False, path_length=None), True),), "no DNS"),
+        (((x509.SubjectAlternativeName([x509.RFC822Name("a@b")]), False),), "no DNS"),
+        (
+            (
+                SAN,
+                (
+                    x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.6.1.4.1.99999.1"), b"x"),
+                    True,
+                ),
+            ),
+            "1.3.6.1.4.1.99999.1",
+        ),
+    ],
+)
+def test_leaves_that_do_not_fit(
+    extensions: tuple[tuple[x509.ExtensionType, bool], ...], why: str
+) -> None:
+    error = refused(leaf(*extensions))
+    assert error.reason is RefusalReason.BAD_CERTIFICATE
+    assert why in error.detail
+
+
+def test_an_unknown_extension_that_is_not_critical_is_ignored() -> None:
+    unknown = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.6.1.4.1.99999.1"), b"x")
+    judge(leaf(SAN, (unknown, False)))
+
+
+def test_name_constraints_are_honoured() -> None:
+    def under(constraints: x509.NameConstraints, *names: x509.GeneralName) -> None:
+        root = authority("root", CA_BASIC, CA_KEY_USAGE, (constraints, True))
+        judge(leaf((x509.SubjectAlternativeName(names), False)), roots=(root,))
+
+    org = x509.NameConstraints([x509.DNSName("example.org")], None)
+    under(org, x509.DNSName("example.org"))
+    under(org, x509.DNSName("db1.example.org"))
+    for name in ("badexample.org", "example.org.evil", "org"):
+        with pytest.raises(RecordRefused):
+            under(org, x509.DNSName(name))
+    net = x509.NameConstraints(
+        [x509.DNSName("db1"), x509.IPAddress(ipaddress.ip_network("192.0.2.0/24"))], None
+    )
+    under(net, x509.DNSName("db1"), x509.IPAddress(ipaddress.ip_address("192.0.2.7")))
+    for address in ("198.51.100.1", "2001:db8::1"):
+        with pytest.raises(RecordRefused):
+            under(net, x509.DNSName("db1"), x509.IPAddress(ipaddress.ip_address(address)))
+
+
+def test_keys_and_signatures_of_other_kinds_are_refused() -> None:
+    big = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    by_root = {"issuer": "root", "issuer_key": signing_key("root")}
+    error = refused(certificate("db1", big, SAN, **by_root))  # type: ignore[arg-type]
+    assert "neither Ed25519 nor ECDSA P-256" in error.detail
+    other_curve = ec.generate_private_key(ec.SECP384R1())
+    refused(certificate("db1", other_curve, SAN, **by_root))  # type: ignore[arg-type]
+    rsa_root = certificate("root", big, CA_BASIC, CA_KEY_USAGE, issuer="root", issuer_key=big)
+    signed = certificate("db1", signing_key("db1"), SAN, issuer="root", issuer_key=big)
+    assert refused(signed, roots=(rsa_root,)).reason is RefusalReason.UNKNOWN_CA
+
+
+def test_validity_is_that_of_the_whole_path_at_every_look() -> None:
+    middle = authority("middle", issuer="root", first=NOW - 100, last=NOW + 100)
+    chain = (leaf(issuer="middle"), middle)
+    trust = Trust((authority("root"),))
+    der = tuple(certificate_der(entry) for entry in chain)
+    assert trust.judge(der, path=PATH, wall_now=NOW).valid_until == NOW + 100
+    trust.judge(der, path=PATH, wall_now=WallTime(NOW + 160))  # within the skew
+    for at, reason in (
+        (NOW + 161, RefusalReason.EXPIRED_CERTIFICATE),
+        (NOW - 161, RefusalReason.NOT_YET_VALID),
+    ):
+        with pytest.raises(RecordRefused) as caught:
+            trust.judge(der, path=PATH, wall_now=WallTime(at))
+        assert caught.value.reason is reason
+    trust.judge(der, path=PATH, wall_now=NOW)
+
+
+def test_either_of_two_roots_during_a_rollover_of_the_ca() -> None:
+    old = authority("root", first=NOW - 10 * DAY, last=NOW - DAY)
+    new = authority("root")
+    own = leaf(first=NOW - 10 * DAY)
+    for roots in ((old, new), (new, old)):
+        judge(own, roots=roots)
+        judge(own, roots=roots, at=NOW - 5 * DAY)
+        assert refused(own, roots=roots, at=NOW + 3 * DAY).reason is (
+            RefusalReason.EXPIRED_CERTIFICATE
+        )
+
+
+def test_a_remembered_chain_costs_no_signature() -> None:
+    """A thousand offers under one leaf: what is remembered is looked up, and still judged."""
+    own = identity("db1")
+    trust = Trust([ca().certificate])
+    first = trust.judge(own.der_chain, path=PATH, wall_now=NOW)
+    assert trust.judge(own.der_chain, path=PATH, wall_now=NOW).key is first.key
+
+
+@given(st.lists(st.binary(max_size=60), min_size=1, max_size=3))
+def test_bytes_that_are_no_certificate(chain: list[bytes]) -> None:
+    with pytest.raises(RecordRefused) as caught:
+        Trust([ca().certificate]).judge(tuple(chain), path=PATH, wall_now=NOW)
+    assert caught.value.reason is RefusalReason.BAD_CERTIFICATE
+
+
+@given(st.data())
+def test_a_changed_byte_of_a_certificate_is_refused(data: st.DataObject) -> None:
+    der = identity("db1").der_chain[0]
+    place = data.draw(st.integers(0, len(der) - 1))
+    value = data.draw(st.integers(0, 255).filter(lambda byte: byte != der[place]))
+    changed = der[:place] + bytes([value]) + der[place + 1 :]
+    with pytest.raises(RecordRefused):
+        Trust([ca().certificate]).judge((changed,), path=PATH, wall_now=NOW)
