@@ -60,8 +60,12 @@ def replay_state(replay: Replay, direction: SaDirection | None) -> ReplayState:
     return ReplayState(form, window, replay.oseq, replay.seq, (0,) * ((window + 31) // 32))
 
 
-def encode_replay(state: ReplayState) -> bytes:
-    """XFRMA_REPLAY_ESN_VAL or XFRMA_REPLAY_VAL; raises Malformed."""
+def encode_replay(state: ReplayState, *, short: bool = False) -> bytes:
+    """XFRMA_REPLAY_ESN_VAL or XFRMA_REPLAY_VAL; raises Malformed.
+
+    `short` leaves out a bitmap of zeros, which NEWSA allows and NEWAE does not (verify_replay,
+    xfrm_replay_verify_len).
+    """
     low = 0xFFFF_FFFF
     if state.form is ReplayForm.LEGACY:
         if len(state.bitmap) != 1 or state.oseq > low or state.seq > low:
@@ -72,7 +76,9 @@ def encode_replay(state: ReplayState) -> bytes:
     body = _ESN.pack(
         words, state.oseq & low, state.seq & low, state.oseq >> 32, state.seq >> 32, state.window
     )
-    return encode_attribute(Attr.REPLAY_ESN_VAL, body + struct.pack(f"={words}I", *state.bitmap))
+    if not short or any(state.bitmap):
+        body += struct.pack(f"={words}I", *state.bitmap)
+    return encode_attribute(Attr.REPLAY_ESN_VAL, body)
 
 
 def decode_legacy(buffer: Buffer, start: int, end: int, *, window: int) -> ReplayState:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tunsec.model.aead import Aead
-from tunsec.model.names import Address, IfId, Mark, Reqid, Spi
+from tunsec.model.names import Address, IfId, Mark, Proto, Reqid, Spi
 from tunsec.model.sa import Replay, Sa, SaDirection, SaDrops, SaId, Usage
 from tunsec.model.secret import Secret
 from tunsec.wire.netlink import Buffer, Malformed, RawAttribute, attributes, encode_attribute
@@ -80,6 +80,7 @@ _DIRECTION: Final = Attr.SA_DIR.value
 _CPU: Final = Attr.SA_PCPU.value
 _AEAD: Final = Attr.ALG_AEAD.value
 _EMPTY_SELECTORS: Final = {family: empty_selector(family) for family in (AF_INET, AF_INET6)}
+_KEYED: Final = frozenset(PROTO_NUMBER[proto] for proto in (Proto.ESP, Proto.AH, Proto.COMP))
 _NO_DROPS: Final = SaDrops()
 _OPTIONAL_U32: Final = {
     Attr.SA_EXTRA_FLAGS: "extra_flags",
@@ -188,7 +189,7 @@ def encode_usersa(sa: Sa, state: ReplayState, *, acquire_seq: int = 0) -> bytes:
 def encode_replay_part(state: ReplayState) -> bytes:
     """The replay attribute, or nothing for a legacy state that has counted nothing yet."""
     fresh = state.form is ReplayForm.LEGACY and not (state.oseq or state.seq or state.bitmap[0])
-    return b"" if fresh else encode_replay(state)
+    return b"" if fresh else encode_replay(state, short=True)
 
 
 def encode_sa_options(sa: Sa) -> bytes:
@@ -263,7 +264,7 @@ def build_sa(
         Usage(usage_bytes, usage_packets, added_at, used_at),
         SaDrops(late, replayed, forged) if late or replayed or forged else _NO_DROPS,
         # Only a state without any algorithm has been allocated or acquired and not yet keyed.
-        ALGORITHM_TYPES.isdisjoint(found),
+        proto in _KEYED and ALGORITHM_TYPES.isdisjoint(found),
     )
 
 

@@ -1,0 +1,105 @@
+"""Netlink framing: what is framed comes back, and no length is believed unchecked."""
+
+import struct
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.unit.wire.golden_bytes import golden
+from tunsec.wire.netlink import (
+    Answer,
+    Control,
+    Flag,
+    Malformed,
+    attributes,
+    decode_answer,
+    encode_attribute,
+    encode_message,
+    messages,
+)
+
+u16 = st.integers(0, 0xFFFF)
+u32 = st.integers(0, 0xFFFF_FFFF)
+
+
+@given(
+    st.lists(
+        st.tuples(u16, u16, u32, u32, st.binary(max_size=40).map(lambda b: b + bytes(-len(b) % 4)))
+    )
+)
+def test_messages_that_are_framed_come_back(
+    wanted: list[tuple[int, int, int, int, bytes]],
+) -> None:
+    raw = b"".join(
+        encode_message(kind, payload, flags=flags, seq=seq, portid=portid)
+        for kind, flags, seq, portid, payload in wanted
+    )
+    assert [
+        (one.kind, one.flags, one.seq, one.portid, raw[one.start : one.end])
+        for one in messages(raw)
+    ] == wanted
+
+
+@given(st.lists(st.tuples(u16, st.binary(max_size=70))))
+def test_attributes_that_are_framed_come_back(wanted: list[tuple[int, bytes]]) -> None:
+    raw = b"".join(encode_attribute(kind, payload) for kind, payload in wanted)
+    assert len(raw) % 4 == 0
+    found = [(kind, raw[first:last]) for kind, first, last in attributes(raw, 0, len(raw))]
+    assert found == wanted
+
+
+@given(st.binary(max_size=200))
+def test_hostile_bytes_are_parsed_or_malformed(raw: bytes) -> None:
+    for parse in (lambda: list(messages(raw)), lambda: list(attributes(raw, 0, len(raw)))):
+        with suppress(Malformed):
+            parse()
+
+
+def test_a_length_beyond_the_datagram_is_malformed() -> None:
+    with pytest.raises(Malformed, match="claims 24 of 20 bytes"):
+        list(messages(struct.pack("=IHHIII", 24, 2, 0, 1, 0, 0)))
+
+
+def test_a_length_shorter_than_its_own_header_is_malformed() -> None:
+    with pytest.raises(Malformed, match="claims 3 of 4"):
+        list(attributes(struct.pack("=HH", 3, 1), 0, 4))
+
+
+def test_an_attribute_too_long_for_its_length_field_is_malformed() -> None:
+    with pytest.raises(Malformed, match="at most 65535"):
+        encode_attribute(1, bytes(65532))
+
+
+def test_the_kernels_own_words_are_read() -> None:
+    _, raw, message = golden("kernel_error_text")
+    assert decode_answer(raw, message) == Answer(77, 22, "Invalid address family")
+
+
+def test_an_answer_without_words() -> None:
+    _, raw, message = golden("kernel_error_plain")
+    assert decode_answer(raw, message) == Answer(78, 3)
+
+
+def test_an_answer_that_repeats_the_whole_request() -> None:
+    _, raw, message = golden("kernel_error_uncapped")
+    assert message.end - message.start == 4 + 16 + 224
+    assert decode_answer(raw, message) == Answer(79, 22)
+
+
+def test_the_end_of_a_dump_is_an_answer() -> None:
+    _, raw, _ = golden("kernel_dump_sps")
+    *_, done = messages(raw)
+    assert done.kind == Control.DONE
+    assert decode_answer(raw, done) == Answer(1, 0)
+
+
+@given(st.binary(max_size=80), st.sampled_from([0, Flag.CAPPED, Flag.ACK_TLVS, 0x300]))
+def test_hostile_answers_are_parsed_or_malformed(payload: bytes, flags: int) -> None:
+    raw = encode_message(Control.ERROR, payload, flags=flags, seq=1)
+    try:
+        answer = decode_answer(raw, next(messages(raw)))
+    except Malformed:
+        return
+    assert answer.errno >= 0
