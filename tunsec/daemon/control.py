@@ -49,9 +49,10 @@ ACCEPT_PAUSE: Final = 0.2
 CONTROL_GROUP: Final = "tunsec"
 
 _SO_PEERGROUPS: Final = 59
+_PEERGROUPS_BYTES: Final = 1024  # as many as socket.getsockopt() takes
 _UCRED: Final = struct.Struct("=iII")
 _READABLE: Final = ("/status", "/metrics")
-_SHORTAGES: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_SHORTAGES: Final = (errno.ECONNABORTED, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _JSON: Final = "application/json"
 
 log = logging.getLogger("tunsec.control")
@@ -152,8 +153,9 @@ class ControlServer:
                     connection, _ = await loop.sock_accept(self._socket_file.listener)
                 except OSError as error:
                     slots.release()
-                    if error.errno in _SHORTAGES:
-                        await asyncio.sleep(ACCEPT_PAUSE)
+                    if error.errno not in _SHORTAGES:
+                        raise Unavailable(f"the control socket broke: {error}") from error
+                    await asyncio.sleep(ACCEPT_PAUSE)
                     continue
                 task = clients.create_task(self._serve(connection))
                 task.add_done_callback(lambda _: slots.release())
@@ -330,7 +332,10 @@ def _caller(connection: socket.socket) -> Caller:
     pid, uid, gid = _UCRED.unpack(
         connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
     )
-    raw = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 4 << 10)
+    try:
+        raw = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _PEERGROUPS_BYTES)
+    except OSError:
+        raw = b""  # in more groups than fit: its first group still counts
     groups = struct.unpack(f"={len(raw) // 4}I", raw)
     return Caller(pid, uid, frozenset((gid, *groups)))
 

@@ -21,6 +21,7 @@ from tunsec.daemon.reconcile import (
     want,
 )
 from tunsec.daemon.scope import Scope
+from tunsec.daemon.tally import Tally
 from tunsec.machines import offer as offers
 from tunsec.machines import outbox, pair
 from tunsec.machines.facts import (
@@ -103,6 +104,15 @@ class Troubles:
     conflicts: tuple[str, ...] = ()
     overtaken: tuple[str, ...] = ()
 
+    def lines(self) -> list[str]:
+        """All of them, each with what it is about."""
+        named = (("guard", self.guard), ("kernel", self.kernel), ("offer", self.offer))
+        return [
+            *(f"{what}: {text}" for what, text in named if text),
+            *self.conflicts,
+            *self.overtaken,
+        ]
+
 
 @dataclass(frozen=True, slots=True)
 class Ports:
@@ -149,6 +159,7 @@ class Engine:
         self.troubles = Troubles()
         self.scope = Scope.empty(host)
         self.active_since: dict[ChildId, Instant] = {}
+        self.tallies: dict[ChildId, Tally] = {}
         self._ports = ports
         self._changed = changed
         self._children: dict[ChildId, Child] = {}
@@ -350,6 +361,7 @@ class Engine:
         for child_id in [child_id for child_id in self._children if child_id not in wanted]:
             del self._children[child_id]
             self.active_since.pop(child_id, None)
+            self.tallies.pop(child_id, None)
 
     def _begin_keying(self) -> None:
         rule = self.scope.rollover
@@ -548,9 +560,9 @@ class Engine:
             case InstallOutbound():
                 self._answer(peer, self._installer.install_outbound(action))
             case RemoveInbound(child, spi):
-                self._installer.remove([SaId(child.local, spi)])
+                self._remove(child, SaId(child.local, spi), inbound=True)
             case RemoveOutbound(child, spi):
-                self._installer.remove([SaId(child.remote, spi)])
+                self._remove(child, SaId(child.remote, spi), inbound=False)
             case BlockOutbound(child):
                 self._installer.block(self._children[child])
             case ReadUsage():
@@ -576,6 +588,13 @@ class Engine:
                     self._delivered(path)
             case _:
                 raise Bug(f"nobody performs {action}")
+
+    def _remove(self, child: ChildId, sa_id: SaId, *, inbound: bool) -> None:
+        """Remove an SA; what it carried stays in the sums."""
+        last = self._ports.kernel.sa(sa_id)
+        if last is not None:
+            self.tallies[child] = self.tallies.get(child, Tally()).plus(last, inbound=inbound)
+        self._installer.remove([sa_id])
 
     def _answer(self, peer: HostName, events: Iterable[pair.PairEvent]) -> None:
         """Answers go first: no machine sees another fact while an order of its own is open."""
@@ -622,10 +641,13 @@ class Engine:
             was = old.phase if old is not None else None
             if was is not flow.phase:
                 self._log_phase(after, flow, was or "NEW")
-            if flow.active_outbound is None:
+            active = flow.active_outbound
+            if active is None:
                 self.active_since.pop(child, None)
-            else:
-                self.active_since.setdefault(child, now)
+            elif (
+                old is None or old.active_outbound is None or old.active_outbound.spi != active.spi
+            ):
+                self.active_since[child] = now
         for child, old in before.flows.items():
             if child not in after.flows:
                 self._index(old, None)

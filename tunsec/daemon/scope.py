@@ -22,6 +22,10 @@ OFFER_LIFETIME = Seconds(2 * 3600.0)
 """Least validity of an offer: survives clocks that differ, and a directory that is away."""
 
 
+DEFAULT_TUNNEL_MARK = Mark(1 << 31, 1 << 31)
+"""As docs/policy.md has it, for a host that has no policy yet."""
+
+
 @dataclass(frozen=True, slots=True)
 class Retired:
     """A flow that a policy once named and a later one does not: it stays blocked."""
@@ -104,7 +108,7 @@ class Scope:
     @property
     def tunnel_mark(self) -> Mark:
         """The mark that tells the kernel's tunnels from users' sockets."""
-        return self._desired.tunnel_mark if self._desired else Mark(1 << 23, 1 << 23)
+        return self._desired.tunnel_mark if self._desired else DEFAULT_TUNNEL_MARK
 
     @property
     def addresses(self) -> frozenset[Address]:

@@ -1,0 +1,182 @@
+"""How things stand, for the control API: read off the machines and the kernel."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import tunsec
+from tunsec.daemon.engine import Engine
+from tunsec.daemon.install import inbound_id, outbound_id
+from tunsec.daemon.tally import Tally
+from tunsec.machines.flow import FlowState, Phase
+from tunsec.machines.pair import PairState, blocked_reason
+from tunsec.model.aead import Aead
+from tunsec.model.clock import Instant
+from tunsec.model.errors import TunsecError
+from tunsec.model.flow import Mode
+from tunsec.model.names import spi_hex
+from tunsec.model.sa import Sa, SaId
+from tunsec.plan.mtu import mtu_warning
+from tunsec.ports import GuardTable, Kernel, Links, OverlayDevice
+from tunsec.wire.control import (
+    DirectoryStatus,
+    DriftStatus,
+    FlowDrops,
+    FlowStatus,
+    GuardStatus,
+    PolicyStatus,
+    Status,
+)
+
+PROTECTED = (Phase.INSTALLED, Phase.REKEYING)
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the engine does not know: where the policy came from, how the directory does."""
+
+    started_at: Instant
+    policy: PolicyStatus
+    directory_url: str
+    directory_trouble: str
+    private_values: int
+    warnings: tuple[str, ...]
+
+
+def status(
+    engine: Engine,
+    around: Surroundings,
+    *,
+    kernel: Kernel,
+    guard: GuardTable,
+    links: Links,
+    now: Instant,
+) -> Status:
+    """Everything `tunsec status` shows. A part that cannot be read becomes a warning."""
+    warnings = [*around.warnings, *engine.troubles.lines(), *_twin(engine)]
+    sas: Mapping[SaId, Sa] = {}
+    drops: Mapping[str, FlowDrops] = {}
+    try:
+        sas = kernel.sas()
+        drops = {
+            flow: FlowDrops(one.clear_out, one.clear_in, one.local_injection)
+            for flow, one in guard.drops().items()
+        }
+        warnings += mtu_warnings(engine, links.overlay_devices())
+    except TunsecError as error:
+        warnings.append(str(error))
+    flows = tuple(
+        _flow_status(engine, state, flow, sas=sas, now=now)
+        for state, flow in sorted(engine.flows(), key=lambda item: str(item[1].child.id))
+    )
+    counters = engine.counters
+    return Status(
+        host=engine.host,
+        version=tunsec.__version__,
+        uptime=now - around.started_at,
+        flows=(*flows, *_retired(engine)),
+        policy=around.policy,
+        directory=DirectoryStatus(
+            url=around.directory_url,
+            reachable=not (around.directory_trouble or engine.outbox.error),
+            trouble=around.directory_trouble or engine.outbox.error,
+            own_offers=len(engine.offers.offers),
+            private_keys_held=around.private_values,
+            refused={reason.value: count for reason, count in engine.post.refusals.counts.items()},
+        ),
+        guard=GuardStatus(not engine.troubles.guard, engine.troubles.guard, drops),
+        drift=DriftStatus(counters.repaired_sas, counters.repaired_sps, counters.repaired_guard),
+        warnings=tuple(warnings),
+    )
+
+
+def _flow_status(
+    engine: Engine,
+    state: PairState,
+    flow: FlowState,
+    *,
+    sas: Mapping[SaId, Sa],
+    now: Instant,
+) -> FlowStatus:
+    child = flow.child
+    inbound, outbound = flow.newest_inbound, flow.active_outbound
+    tally = engine.tallies.get(child.id, Tally())
+    for sa in _installed(flow, sas):
+        tally = tally.plus(sa, inbound=sa.id.dst == child.id.local)
+    since = engine.active_since.get(child.id)
+    rollover = engine.offers.rollover_at
+    return FlowStatus(
+        flow=child.id.flow,
+        kind=child.kind,
+        peer=child.id.peer,
+        tenant=child.id.tenant,
+        mode=Mode.ESP,
+        keying=child.keying,
+        local=str(child.id.local),
+        remote=str(child.id.remote),
+        state=flow.phase,
+        reason=engine.troubles.guard or blocked_reason(state, flow),
+        protected=flow.phase in PROTECTED,
+        spi_in=spi_hex(inbound.spi) if inbound else None,
+        spi_out=spi_hex(outbound.spi) if outbound else None,
+        aead=outbound.aead if outbound else None,
+        age=None if since is None else max(0.0, now - since),
+        next_rollover=None if rollover is None else max(0.0, rollover - now),
+        rekeys=flow.rekeys,
+        in_bytes=tally.in_bytes,
+        out_bytes=tally.out_bytes,
+        in_packets=tally.in_packets,
+        out_packets=tally.out_packets,
+        drops=tally.drops,
+    )
+
+
+def _installed(flow: FlowState, sas: Mapping[SaId, Sa]) -> Iterator[Sa]:
+    ids = [inbound_id(flow.child, sa.spi) for sa in flow.inbound]
+    ids += [outbound_id(flow.child, sa.spi) for sa in flow.outbound]
+    for sa_id in ids:
+        if sa_id in sas:
+            yield sas[sa_id]
+
+
+def _retired(engine: Engine) -> Iterator[FlowStatus]:
+    """Flows that the policy dropped: blocked until released."""
+    for gone in engine.scope.retired:
+        for peer in sorted(gone.guarded.peers, key=str):
+            yield FlowStatus(
+                flow=gone.flow,
+                kind=gone.guarded.kind,
+                peer=str(peer),
+                tenant=None,
+                mode=Mode.ESP,
+                keying="none",
+                local="any",
+                remote=str(peer),
+                state=Phase.BLOCKED,
+                reason=f"no longer in the policy; `tunsec release {gone.flow}` opens it",
+                protected=False,
+            )
+
+
+def _twin(engine: Engine) -> list[str]:
+    return [engine.post.twin] if engine.post.twin else []
+
+
+def mtu_warnings(engine: Engine, devices: tuple[OverlayDevice, ...]) -> list[str]:
+    """Devices of protected flows whose full-size packets do not fit with ESP."""
+    by_port = {(guarded.kind, port) for guarded in engine.scope.guarded for port in guarded.ports}
+    found: list[str] = []
+    for device in devices:
+        if (device.kind, device.port) not in by_port or device.underlay_mtu is None:
+            continue
+        version = device.remote.version if device.remote else 4
+        warning = mtu_warning(
+            device.name,
+            device.kind,
+            mtu=device.mtu,
+            version=version,
+            aead=Aead.AES_128_GCM,  # all AEADs of tunsec have the same overhead
+            underlay_mtu=device.underlay_mtu,
+        )
+        if warning is not None:
+            found.append(warning)
+    return found

@@ -1,0 +1,491 @@
+"""tunsecd on asyncio: feeds the engine what the kernel, the directory, time and admins say.
+
+Decides nothing. Any error that is not one of ours is a bug: the process ends, block SPs stay.
+"""
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Final
+
+from tunsec.adapters.aead_speed import aead_speeds
+from tunsec.adapters.dir_file import FileDirectory, parse_directory_url
+from tunsec.adapters.identity import LoadedIdentity, load_identity
+from tunsec.adapters.links import HostLinks, LinkMonitor
+from tunsec.adapters.nft import GuardMonitor, NftGuard
+from tunsec.adapters.system import SystemClock, SystemEntropy
+from tunsec.adapters.systemd import Notifier
+from tunsec.adapters.xfrm import XfrmEvents, XfrmKernel
+from tunsec.daemon import report
+from tunsec.daemon.control import Access, ControlServer
+from tunsec.daemon.engine import Engine, Ports
+from tunsec.daemon.journal import fields
+from tunsec.daemon.memory import KnownFlows, KnownPolicy, Memory, text_hash
+from tunsec.daemon.post import PostRoom
+from tunsec.daemon.scope import Scope
+from tunsec.daemon.settings import Settings
+from tunsec.keying.ring import Keyring
+from tunsec.model.clock import Deadline, Seconds
+from tunsec.model.errors import PolicyError, Problem, Refused, Unavailable
+from tunsec.model.names import Boot, FlowName
+from tunsec.plan.diff import Plan
+from tunsec.policy.document import MAX_BYTES
+from tunsec.policy.intent import Intent, parse_policy
+from tunsec.policy.values import Ppk
+from tunsec.ports import Record
+from tunsec.wire.control import (
+    ApplyReport,
+    PlanReport,
+    PolicyBody,
+    PolicyStatus,
+    ReleaseReport,
+    Status,
+)
+
+LONGEST_SLEEP: Final = Seconds(60.0)
+"""The loop's clock stands still in suspend, the machines' does not."""
+REMEMBER_AFTER: Final = Seconds(1.0)
+"""Sequences are written at most this often."""
+
+log = logging.getLogger("tunsec.daemon")
+
+
+class Service:
+    """One daemon. `run()` returns when it is told to stop; implements ControlTarget."""
+
+    def __init__(self, settings: Settings, notifier: Notifier, watchdog: Seconds | None) -> None:
+        self._settings = settings
+        self._notifier = notifier
+        self._watchdog = watchdog
+        self._clock = SystemClock()
+        self._started_at = self._clock.now()
+        self._memory = Memory(settings.state)
+        self._known_flows = KnownFlows()
+        self._policy_status = PolicyStatus("", "", 0.0)
+        self._policy_since = self._started_at
+        self._directory_trouble = ""
+        self._listeners: list[asyncio.Future[None]] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._armed: Deadline | None = None
+        self._remember: asyncio.TimerHandle | None = None
+        self._failure: asyncio.Future[None] | None = None
+        self._cleanup = ExitStack()
+        self._kernel = XfrmKernel()
+        self._cleanup.callback(self._kernel.close)
+        self._guard = NftGuard(boot_file=settings.state / "guard.nft")
+        self._links = HostLinks()
+        self._cleanup.callback(self._links.close)
+        self._directory = FileDirectory(parse_directory_url(settings.directory), settings.host)
+        self._identity: LoadedIdentity
+        self._ring: Keyring
+        self.engine: Engine
+
+    # Life
+
+    async def run(self) -> None:
+        """Close, key, serve, until SIGTERM or SIGINT. The kernel stays protected."""
+        loop = asyncio.get_running_loop()
+        self._failure = loop.create_future()
+        intent, known = self._first_policy()
+        self._identity = self._load_identity(intent)
+        scope = self._first_scope(intent, known)
+        self._build(scope)
+        with self._cleanup:
+            xfrm = XfrmEvents(ours=[self._kernel.tag])
+            self._cleanup.callback(xfrm.close)
+            guard, links = GuardMonitor(), LinkMonitor()
+            self._cleanup.callback(guard.close)
+            self._cleanup.callback(links.close)
+            self.engine.start(scope)
+            self._accept(known, intent, scope)
+            access = Access.of_group(anyone_reads=self._settings.anyone_reads)
+            control = self._cleanup.enter_context(
+                ControlServer(self._settings.run / "control.sock", self, access=access)
+            )
+            self._watch(xfrm.fileno(), lambda: self._on_xfrm(xfrm))
+            self._watch(guard.fileno(), lambda: self._on_guard(guard))
+            self._watch(links.fileno(), lambda: self._on_links(links))
+            await self._serve(control)
+
+    async def _serve(self, control: ControlServer) -> None:
+        loop = asyncio.get_running_loop()
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(self._hangup()))
+        self._notifier.ready(f"{len(self.engine.scope.children)} relations guarded")
+        log.info("ready", extra=fields({"host": self._settings.host}))
+        tasks: list[asyncio.Task[None]] = [
+            loop.create_task(self._directory.run()),
+            loop.create_task(control.run()),
+            loop.create_task(_ended(stop)),
+        ]
+        if self._watchdog is not None:
+            tasks.append(loop.create_task(self._keep_alive(self._watchdog)))
+        if self._failure is None:
+            raise AssertionError("run() makes it")
+        try:
+            self._rearm()
+            waiting: set[asyncio.Future[None]] = {*tasks, self._failure}
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for ended in done:
+                ended.result()
+        finally:
+            self._notifier.stopping()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self._stop()
+
+    def _stop(self) -> None:
+        self.engine.close()
+        self._memory.remember_newest(self._ring.newest())
+        self._ring.wipe()
+        log.info("stopped: the kernel stays as it is, protected")
+
+    async def _keep_alive(self, watchdog: Seconds) -> None:
+        while True:
+            self._notifier.alive()
+            await asyncio.sleep(watchdog / 2)
+
+    # Start
+
+    def _read_policy(self) -> str:
+        path = self._settings.policy
+        try:
+            with path.open("rb") as stream:
+                raw = stream.read(MAX_BYTES + 1)
+        except OSError as error:
+            raise PolicyError(
+                [Problem(str(path), f"cannot be read: {error.strerror}", "check --policy")]
+            ) from error
+        return raw.decode("utf-8", "surrogateescape")
+
+    def _first_policy(self) -> tuple[Intent, KnownPolicy]:
+        """The newest word: the file if it has changed since, else what was applied last.
+
+        A file that is bad gives way to the last good policy, and says so in status.
+        """
+        known = self._memory.policy()
+        path = self._settings.policy
+        try:
+            text = self._read_policy()
+            if known is None or known.file_hash != text_hash(text):
+                intent = self._parse(text, str(path))
+                return intent, KnownPolicy(text, str(path), text_hash(text))
+        except PolicyError as error:
+            if known is None:
+                raise
+            self._say_bad_policy(error)
+        return self._parse(known.text, known.source), known
+
+    def _parse(self, text: str, source: str) -> Intent:
+        intent = parse_policy(text, source)
+        intent.host(self._settings.host)
+        return intent
+
+    def _load_identity(self, intent: Intent) -> LoadedIdentity:
+        loaded = load_identity(
+            self._settings.identity,
+            host=self._settings.host,
+            name=intent.host(self._settings.host).identity,
+            wall_now=self._clock.wall(),
+        )
+        if intent.ppk is Ppk.REQUIRED and loaded.ppk is None:
+            where = self._settings.identity / "ppk.key"
+            raise PolicyError(
+                [Problem(str(where), "the policy requires a PPK", "put the cluster's PPK there")]
+            )
+        for problem in loaded.warnings:
+            log.warning(str(problem))
+        return loaded
+
+    def _first_scope(self, intent: Intent, known: KnownPolicy) -> Scope:
+        kept = self._memory.flows()
+        scope = Scope(self._settings.host, intent, known.source)
+        named = {flow.flow for flow in scope.guarded}
+        return replace(
+            scope,
+            released=kept.released & named,
+            retired=tuple(gone for gone in kept.retired if gone.flow not in named),
+        )
+
+    def _build(self, scope: Scope) -> None:
+        entropy = SystemEntropy()
+        use_ppk = scope.intent is not None and scope.intent.ppk is Ppk.REQUIRED
+        self._ring = Keyring(
+            self._identity.identity,
+            self._identity.trust(),
+            grants=scope.grants,
+            newest=self._memory.newest(),
+            ppk=self._identity.ppk if use_ppk else None,
+        )
+        post = PostRoom(
+            host=self._settings.host,
+            boot=Boot(entropy.token(16).hex()),
+            keyring=self._ring,
+            clock=self._clock,
+            entropy=entropy,
+            aeads=aead_speeds(self._settings.run),
+        )
+        self.engine = Engine(
+            host=self._settings.host,
+            ports=Ports(
+                self._kernel, self._guard, self._links, self._directory, self._clock, entropy
+            ),
+            post=post,
+            changed=self._on_changed,
+        )
+        self._directory.on_records(self._on_records)
+        self._directory.on_available(self._on_available)
+        self._directory.on_refused(lambda refused: post.refuse(refused, Record(refused.path, b"")))
+
+    def _accept(self, known: KnownPolicy, intent: Intent, scope: Scope) -> None:
+        """A policy is in force: remember it."""
+        self._memory.remember_policy(known)
+        self._known_flows = KnownFlows(scope.released, scope.retired)
+        self._memory.remember_flows(self._known_flows)
+        self._policy_since = self._clock.now()
+        self._policy_status = PolicyStatus(
+            known.source, intent.digest, 0.0, self._policy_status.error
+        )
+
+    def _say_bad_policy(self, error: PolicyError) -> None:
+        for problem in error.problems:
+            log.error("policy not taken", extra=fields({"problem": problem}))
+        self._policy_status = replace(self._policy_status, error=str(error))
+
+    # Facts
+
+    def _watch(self, descriptor: int, read: Callable[[], None]) -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_reader(descriptor, lambda: self._guarded(read))
+        self._cleanup.callback(loop.remove_reader, descriptor)
+
+    def _guarded(self, act: Callable[[], None]) -> None:
+        """Run a callback; what it raises ends the daemon instead of vanishing in the loop."""
+        try:
+            act()
+        except Unavailable as error:
+            log.error("not now", extra=fields({"error": error}))
+        except Exception as error:  # noqa: BLE001 - nothing may be lost in the event loop
+            if self._failure is not None and not self._failure.done():
+                self._failure.set_exception(error)
+
+    def _on_xfrm(self, events: XfrmEvents) -> None:
+        facts = events.read()
+        self.engine.on_kernel_events((fact, False) for fact in facts)
+
+    def _on_guard(self, monitor: GuardMonitor) -> None:
+        if monitor.read():
+            self.engine.on_guard_changed()
+            self._rearm()
+
+    def _on_links(self, monitor: LinkMonitor) -> None:
+        if monitor.read():
+            self.engine.on_links_changed()
+
+    def _on_records(self, records: list[Record], _removed: list[str]) -> None:
+        self._guarded(lambda: self.engine.on_records(records))
+
+    def _on_available(self, error: Unavailable | None) -> None:
+        self._directory_trouble = str(error) if error else ""
+        if error is None:
+            self._guarded(self.engine.on_directory_back)
+        else:
+            log.error("directory is away", extra=fields({"error": error}))
+        self._on_changed()
+
+    def _on_changed(self) -> None:
+        """The engine has acted: wake who waits, set the timer, write down what must last."""
+        self._rearm()
+        listeners, self._listeners = self._listeners, []
+        for listener in listeners:
+            if not listener.done():
+                listener.set_result(None)
+        if self._remember is None:
+            loop = asyncio.get_running_loop()
+            self._remember = loop.call_later(REMEMBER_AFTER, self._remember_newest)
+
+    def _remember_newest(self) -> None:
+        self._remember = None
+        self._guarded(lambda: self._memory.remember_newest(self._ring.newest()))
+
+    def _rearm(self) -> None:
+        """One timer for the earliest deadline of all machines."""
+        deadline = self.engine.deadline()
+        if deadline == self._armed and self._timer is not None:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._armed = deadline
+        if deadline is not None:
+            span = min(LONGEST_SLEEP, max(0.0, deadline.at - self._clock.now()))
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(span, lambda: self._guarded(self._on_timer))
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._armed = None
+        self.engine.tick()
+        self._rearm()
+
+    # Control
+
+    def status(self) -> Status:
+        """How things stand now."""
+        age = self._clock.now() - self._policy_since
+        warnings = [str(problem) for problem in self._identity.warnings]
+        if self._memory.trouble:
+            warnings.append(self._memory.trouble)
+        return report.status(
+            self.engine,
+            report.Surroundings(
+                self._started_at,
+                replace(self._policy_status, age=age),
+                self._settings.directory,
+                self._directory_trouble,
+                self._ring.private_values,
+                tuple(warnings),
+            ),
+            kernel=self._kernel,
+            guard=self._guard,
+            links=self._links,
+            now=self._clock.now(),
+        )
+
+    async def plan(self, policy: PolicyBody | None) -> PlanReport:
+        """What applying a policy would change; None: what the policy in force still wants."""
+        scope = self.engine.scope
+        if policy is not None:
+            scope = scope.with_policy(self._parse(policy.text, policy.source), policy.source)
+        found = self.engine.plan_for(scope)
+        added, changed, removed = _flow_changes(self.engine.scope.intent, scope.intent)
+        return PlanReport(
+            scope.source,
+            scope.intent.digest if scope.intent else "",
+            _step_lines(found),
+            added,
+            changed,
+            removed,
+        )
+
+    async def apply(self, policy: PolicyBody) -> ApplyReport:
+        """Replace the policy in force; it stays on any error."""
+        try:
+            intent = self._parse(policy.text, policy.source)
+            loaded = self._load_identity(intent)
+        except PolicyError as error:
+            self._say_bad_policy(error)
+            raise
+        before = self.engine.scope
+        scope = before.with_policy(intent, policy.source)
+        self._ring.renew_grants(scope.grants)
+        self._ring.renew_identity(loaded.identity, loaded.trust())
+        self._identity = loaded
+        try:
+            self.engine.change_scope(scope)
+        except (Refused, Unavailable):
+            self._ring.renew_grants(before.grants)
+            raise
+        self._policy_status = replace(self._policy_status, error="")
+        known = KnownPolicy(policy.text, policy.source, self._file_hash())
+        self._accept(known, intent, scope)
+        added, changed, removed = _flow_changes(before.intent, intent)
+        log.info(
+            "policy applied",
+            extra=fields({"source": policy.source, "digest": intent.digest[:16]}),
+        )
+        same = before.intent is not None and before.intent.digest == intent.digest
+        return ApplyReport(
+            policy.source,
+            intent.digest,
+            not same or bool(before.released),
+            added,
+            changed,
+            removed,
+        )
+
+    async def reload(self) -> ApplyReport:
+        """Read policy and identity from their files again."""
+        with self._reloading():
+            try:
+                text = self._read_policy()
+            except PolicyError as error:
+                self._say_bad_policy(error)
+                raise
+            return await self.apply(PolicyBody(text, str(self._settings.policy)))
+
+    async def release(self, flow: str | None) -> ReleaseReport:
+        """Stop managing a flow, or all: their traffic may go in clear from now on."""
+        before = self.engine.scope
+        name = None if flow is None else FlowName(flow)
+        if name is not None and not before.knows(name):
+            known = ", ".join(sorted({one.flow for one in before.guarded})) or "none"
+            raise PolicyError(
+                [Problem(f"flow {flow}", "is not managed here", f"managed flows: {known}")]
+            )
+        scope = before.without(name)
+        removed = self.engine.release(scope)
+        self._known_flows = KnownFlows(scope.released, scope.retired)
+        self._memory.remember_flows(self._known_flows)
+        gone = {one.flow for one in before.guarded} - {one.flow for one in scope.guarded}
+        log.warning("released", extra=fields({"flows": ",".join(gone), "block_sps": removed}))
+        return ReleaseReport(tuple(sorted(gone)))
+
+    async def changed(self) -> None:
+        """Returns when the status may have changed."""
+        listener = asyncio.get_running_loop().create_future()
+        self._listeners.append(listener)
+        await listener
+
+    async def _hangup(self) -> None:
+        try:
+            await self.reload()
+        except (PolicyError, Refused, Unavailable) as error:
+            log.error("reload failed: the policy in force stays", extra=fields({"error": error}))
+        except Exception as error:  # noqa: BLE001 - as in _guarded
+            if self._failure is not None and not self._failure.done():
+                self._failure.set_exception(error)
+
+    @contextmanager
+    def _reloading(self) -> Iterator[None]:
+        self._notifier.reloading()
+        try:
+            yield
+        finally:
+            self._notifier.ready()
+
+    def _file_hash(self) -> str:
+        try:
+            return text_hash(self._read_policy())
+        except PolicyError:
+            return ""
+
+
+def _step_lines(found: Plan) -> tuple[str, ...]:
+    return (
+        *(str(step) for step in found.steps),
+        *(f"rekey: SA {sa_id} is gone" for sa_id in found.lost),
+        *(f"conflict: another program owns {one}" for one in found.conflicts),
+    )
+
+
+def _flow_changes(
+    before: Intent | None, after: Intent | None
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    old = {flow.name: flow for flow in before.flows} if before else {}
+    new = {flow.name: flow for flow in after.flows} if after else {}
+    return (
+        tuple(sorted(new.keys() - old.keys())),
+        tuple(sorted(name for name in new.keys() & old.keys() if new[name] != old[name])),
+        tuple(sorted(old.keys() - new.keys())),
+    )
+
+
+async def _ended(stop: asyncio.Event) -> None:
+    await stop.wait()
