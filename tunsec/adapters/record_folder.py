@@ -32,7 +32,7 @@ OFFERS: Final = "offers"
 CONFIRMATIONS: Final = "confirmations"
 RECORD_MODE: Final = 0o644
 MAX_ENTRIES: Final = 65_536
-FILE_ERRORS: Final = frozenset({errno.EACCES, errno.EPERM, errno.ENXIO, errno.EISDIR, errno.EIO})
+FILE_ERRORS: Final = frozenset({errno.EACCES, errno.EPERM, errno.ENXIO, errno.EIO})
 """Errors of one file; all others are the folder's."""
 
 FileId = tuple[int, int]
@@ -338,17 +338,22 @@ def _read(folder: int, name: str, path: str) -> tuple[bytes, Stamp]:
         descriptor = os.open(name, flags, dir_fd=folder)
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise RecordRefused(
-                RefusalReason.NOT_A_FILE, path, "a symbolic link is not followed"
-            ) from None
+            raise _no_file(path, "a symbolic link is not followed") from None
         if error.errno in FILE_ERRORS:
             raise RecordRefused(RefusalReason.UNREADABLE, path, _reason(error)) from None
         raise
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise RecordRefused(RefusalReason.NOT_A_FILE, path, "it is no regular file")
-        return file.read(limit + 1), _stamp(status)
+            raise _no_file(path, "it is no regular file")
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read(limit + 1), _stamp(status)
+    finally:
+        os.close(descriptor)
+
+
+def _no_file(path: str, detail: str) -> RecordRefused:
+    return RecordRefused(RefusalReason.NOT_A_FILE, path, detail)
 
 
 def _write_file(folder: int, name: str, body: bytes) -> None:
