@@ -1,0 +1,269 @@
+"""The `tunsec` command against a daemon in memory behind a real socket."""
+
+import json
+import os
+import pty
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.unit.daemon.control_fake import OVERLAY, Served, nobody, served
+from tunsec import __version__
+from tunsec.cli.__main__ import main
+from tunsec.cli.exits import Exit
+from tunsec.cli.render import aligned, size, span
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Served]:
+    with served(tmp_path / "control.sock") as running:
+        yield running
+
+
+@pytest.fixture
+def where(server: Served) -> tuple[str, ...]:
+    return ("--socket", str(server.path))
+
+
+def test_status_in_a_pipe_is_plain_and_aligned(
+    where: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["status", *where]) == Exit.NO
+    head, columns, red, backbone, *notes = capsys.readouterr().out.splitlines()
+    assert head == (
+        "db1: 1 of 2 protected, policy /etc/tunsec/policy.yaml (0123456789ab) for 3s, "
+        "tunsecd 0.1.0 up 1d 1h"
+    )
+    assert columns.split()[:5] == ["FLOW", "KIND", "PEER", "TENANT", "MODE"]
+    assert " ".join(red.split()) == (
+        "tenant-overlay vxlan db2 red esp/directory INSTALLED 0000c001 0000c002 "
+        "chacha20-poly1305 2m 5s 57m 55s 3 3.0 MiB 512 B 0"
+    )
+    assert columns.index("STATE") == red.index("INSTALLED") == backbone.index("BLOCKED")
+    others = "2 arriving in clear, 3 sent by local users"
+    assert notes == [
+        "backbone db3: db3 has published no offer",
+        f"guard: tenant-overlay: dropped 1 leaving in clear, {others}",
+        "directory: file:/srv/tunsec is away: Permission denied",
+        "directory: refused records: 1 stale",
+        "drift put right: 1 SAs, 2 SPs, guard table 1 times",
+        "warning: the clock went back",
+    ]
+
+
+def test_status_is_ok_when_everything_is_protected(
+    server: Served, where: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.show(replace(server.daemon.current, flows=(OVERLAY,)))
+    assert main(["status", "--json", *where]) == Exit.OK
+    found = json.loads(capsys.readouterr().out)
+    assert found["flows"][0]["spi_in"] == "0000c001"
+    assert found["api"] == 1
+
+
+def test_plan_apply_reload_release(
+    server: Served,
+    where: tuple[str, ...],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
+    good.write_text("good")
+    bad.write_text("bad")
+    assert main(["plan", *where]) == Exit.OK
+    assert capsys.readouterr().out == "nothing to do in the kernel\n"
+    assert main(["plan", str(good), *where]) == Exit.OK
+    assert capsys.readouterr().out == "+ backbone\n   1. add SP one\n"
+    assert main(["apply", str(good), *where]) == Exit.OK
+    assert capsys.readouterr().out == f"+ backbone\n{good} (fedcba987654) is in force\n"
+    assert main(["apply", str(bad), *where]) == Exit.NO
+    assert capsys.readouterr().err.splitlines() == [
+        "p.yaml:1: flows: 'bad' is bad (write a good one)",
+        "p.yaml:1: flows: 'worse' is bad (write a good one)",
+        "tunsec: the policy is not taken",
+    ]
+    assert server.daemon.applied == ["good"]
+    assert main(["reload", *where]) == Exit.AWAY
+    assert main(["release", "backbone", "--yes", *where]) == Exit.REFUSED
+    assert main(["release", "--yes", "--json", *where]) == Exit.OK
+    assert json.loads(capsys.readouterr().out) == {"released": ["backbone", "tenant-overlay"]}
+
+
+def test_errors_are_json_when_json_is_asked_for(
+    where: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("bad")
+    assert main(["apply", "--json", str(bad), *where]) == Exit.NO
+    found = json.loads(capsys.readouterr().out)
+    assert (found["kind"], len(found["problems"])) == ("policy", 2)
+    assert main(["status", "--json", "--socket", "/nonexistent"]) == Exit.AWAY
+    assert json.loads(capsys.readouterr().out)["kind"] == "away"
+
+
+def test_a_policy_that_cannot_be_read_is_a_usage_error(
+    where: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["apply", str(tmp_path / "none.yaml"), *where]) == Exit.USAGE
+    assert "none.yaml: No such file or directory" in capsys.readouterr().err
+    latin = tmp_path / "latin.yaml"
+    latin.write_bytes(b"caf\xe9")
+    assert main(["apply", str(latin), *where]) == Exit.NO
+    assert "byte 3 is no UTF-8" in capsys.readouterr().err
+
+
+def test_without_a_daemon_there_is_one_line_and_a_remedy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["status", "--run", str(tmp_path)]) == Exit.AWAY
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    assert "systemctl start tunsecd" in said.err
+    assert str(tmp_path / "control.sock") in said.err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
+def test_without_permission_there_is_one_line_and_a_remedy(server: Served) -> None:
+    for folder in (server.path.parent, *server.path.parents):
+        if folder != Path("/"):
+            folder.chmod(folder.stat().st_mode | 0o011)
+    command = (sys.executable, "-m", "tunsec.cli", "status", "--socket", str(server.path))
+    done = subprocess.run(
+        (*nobody(), *command), cwd=ROOT, capture_output=True, text=True, check=False, timeout=30
+    )
+    assert done.returncode == Exit.DENIED
+    assert done.stderr.count("\n") == 1
+    assert "join the group tunsec" in done.stderr
+
+
+def test_wait(server: Served, where: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["wait", "--flow", "tenant-overlay", *where]) == Exit.OK
+    assert main(["wait", "--timeout", "0.1", *where]) == Exit.NO
+    assert capsys.readouterr().err == "not protected: backbone db3: db3 has published no offer\n"
+    assert main(["wait", "--flow", "nothing", "--timeout", "5", *where]) == Exit.USAGE
+
+
+def test_wait_outlasts_a_daemon_that_is_not_there_yet(tmp_path: Path) -> None:
+    path = tmp_path / "control.sock"
+    with subprocess.Popen(
+        (
+            sys.executable,
+            "-m",
+            "tunsec.cli",
+            "wait",
+            "--flow",
+            "tenant-overlay",
+            "--timeout",
+            "30",
+            "--socket",
+            str(path),
+        ),
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as waiting:
+        assert waiting.stderr is not None
+        assert "waiting: tunsecd is not running here" in waiting.stderr.readline()
+        with served(path):
+            assert waiting.wait(20) == Exit.OK
+    assert main(["wait", "--timeout", "0", "--socket", str(path)]) == Exit.AWAY
+
+
+def test_watch_in_a_pipe_tells_each_change_once(server: Served, where: tuple[str, ...]) -> None:
+    with subprocess.Popen(
+        (sys.executable, "-m", "tunsec.cli", "watch", *where),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as watching:
+        assert watching.stdout is not None
+        first = sorted(watching.stdout.readline()[9:] for _ in range(2))
+        assert first == [
+            "backbone db3: new -> BLOCKED db3 has published no offer\n",
+            "tenant-overlay/red db2: new -> INSTALLED 0000c002\n",
+        ]
+        while server.listeners() == 0:
+            time.sleep(0.01)
+        server.show(replace(server.daemon.current, flows=(OVERLAY,)))
+        assert watching.stdout.readline()[9:] == (
+            "backbone db3: BLOCKED db3 has published no offer -> gone\n"
+        )
+        watching.terminate()
+
+
+def test_a_terminal_gets_a_table(server: Served, where: tuple[str, ...]) -> None:
+    control, terminal = pty.openpty()
+    with subprocess.Popen(
+        (sys.executable, "-m", "tunsec.cli", "status", *where),
+        cwd=ROOT,
+        stdout=terminal,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "200"},
+    ) as showing:
+        assert showing.wait(30) == Exit.NO
+    os.close(terminal)
+    shown = os.read(control, 65536).decode()
+    os.close(control)
+    assert "\x1b[32mINSTALLED" in shown
+    assert "\x1b[31mBLOCKED" in shown
+
+
+def test_the_command_answers_at_once(server: Served, where: tuple[str, ...]) -> None:
+    def once() -> float:
+        start = time.perf_counter()
+        subprocess.run(
+            (sys.executable, "-m", "tunsec.cli", "status", *where),
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            check=False,
+            timeout=30,
+        )
+        return time.perf_counter() - start
+
+    imported = subprocess.run(
+        (sys.executable, "-X", "importtime", "-m", "tunsec.cli", "status", *where),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    ).stderr
+    for heavy in ("pydantic", "cryptography", "asyncio", "rich", "yaml", "h11", "tunsec.daemon"):
+        assert f" {heavy}\n" not in imported
+    assert min(once() for _ in range(5)) < 0.2
+
+
+def test_version_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["version"]) == Exit.OK
+    assert main(["version", "--json"]) == Exit.OK
+    assert capsys.readouterr().out == f'tunsec {__version__}\n{{"version":"{__version__}"}}\n'
+    for usage in ([], ["nothing"], ["wait", "--timeout", "-1"], ["wait", "--timeout", "soon"]):
+        with pytest.raises(SystemExit) as caught:
+            main(usage)
+        assert caught.value.code == Exit.USAGE
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("command", ["check", "ca", "status", "release"])
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    assert f"usage: tunsec {command}" in capsys.readouterr().out
+
+
+def test_spans_and_sizes_for_people() -> None:
+    assert [span(seconds) for seconds in (None, 0.4, 59, 60, 3725, 86400, 90061)] == [
+        *("-", "0s", "59s", "1m", "1h 2m", "1d", "1d 1h")
+    ]
+    assert [size(octets) for octets in (0, 1023, 1536, 1 << 30)] == [
+        *("0 B", "1023 B", "1.5 KiB", "1.0 GiB")
+    ]
+    assert aligned(("A", "B"), [("long", "x")]) == ["A     B", "long  x"]

@@ -1,0 +1,155 @@
+"""The `tunsec` command: finds out which command is meant and imports no more than it needs.
+
+Exit status: 0 yes or done, 1 the answer is no, 2 usage, 3 tunsecd is not there, 4 not allowed,
+5 refused, 6 tunsecd and this command do not understand each other.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from tunsec.cli.exits import Exit
+
+if TYPE_CHECKING:
+    from tunsec.cli.client import Failed
+
+RUN_DIRECTORY: Final = Path("/run/tunsec")
+SOCKET_NAME: Final = "control.sock"
+
+OFFLINE: Final = {
+    "check": "judge a policy file",
+    "ca": "make the cluster's certificate authority and certificates",
+}
+"""Commands that need no daemon: tunsec.cli.NAME has add_parser() and run()."""
+
+DAEMON: Final = {
+    "status": "show how every flow stands",
+    "watch": "show it live",
+    "plan": "show what a policy would change",
+    "apply": "replace the policy in force",
+    "reload": "have tunsecd read policy and identity again",
+    "wait": "wait until flows are protected",
+    "release": "stop managing a flow, or all: traffic may go in clear",
+    "metrics": "print Prometheus metrics",
+}
+"""Commands that ask tunsecd: tunsec.cli.commands has a function of each name."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    args = _parser(arguments).parse_args(arguments)
+    try:
+        return _run(args)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of a pipe has left (`| head`): nothing more to say, and no traceback at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.OK
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.command in OFFLINE:
+        return int(importlib.import_module(f"tunsec.cli.{args.command}").run(args))
+    if args.command == "version":
+        return _version(args)
+    from tunsec.cli import commands
+    from tunsec.cli.client import Client, Failed
+
+    path = args.socket or args.run_directory / SOCKET_NAME
+    try:
+        return int(getattr(commands, args.command)(Client(path), args))
+    except Failed as error:
+        _complain(error, as_json=getattr(args, "json", False))
+        return error.status
+
+
+def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tunsec",
+        description="Keeps the traffic that the kernel tunnels between hosts encrypted.",
+        epilog=(__doc__ or "").partition("\n\n")[2],
+    )
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    named = next((word for word in arguments if word in OFFLINE), None)
+    for name, meaning in OFFLINE.items():
+        if name == named:
+            importlib.import_module(f"tunsec.cli.{name}").add_parser(subparsers)
+        else:
+            subparsers.add_parser(name, help=meaning, add_help=False)
+    for name, meaning in DAEMON.items():
+        _add_arguments(subparsers.add_parser(name, help=meaning, description=_sentence(meaning)))
+    version = subparsers.add_parser("version", help="print the version of this command")
+    version.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    command = parser.prog.split()[-1]
+    match command:
+        case "plan":
+            help_text = "the policy, - for standard input; none: what is still to be done"
+            parser.add_argument("file", nargs="?", metavar="FILE", help=help_text)
+        case "apply":
+            parser.add_argument("file", metavar="FILE", help="the policy, - for standard input")
+        case "wait":
+            parser.add_argument("--flow", metavar="NAME", help="wait for this flow alone")
+            parser.add_argument(
+                "--timeout", type=_seconds, metavar="SECONDS", help="give up then (default: never)"
+            )
+        case "release":
+            parser.add_argument("flow", nargs="?", metavar="FLOW", help="default: every flow")
+            parser.add_argument("--yes", action="store_true", help="do not ask")
+        case _:
+            pass
+    if command != "metrics":
+        parser.add_argument("--json", action="store_true", help="print one JSON object")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--socket", type=Path, metavar="PATH", help="tunsecd's control socket")
+    where.add_argument(
+        "--run",
+        dest="run_directory",
+        type=Path,
+        default=RUN_DIRECTORY,
+        metavar="DIR",
+        help=f"tunsecd's run directory, where {SOCKET_NAME} is (default: %(default)s)",
+    )
+
+
+def _version(args: argparse.Namespace) -> int:
+    from tunsec import __version__
+
+    print(f'{{"version":"{__version__}"}}' if args.json else f"tunsec {__version__}")
+    return Exit.OK
+
+
+def _complain(error: "Failed", *, as_json: bool) -> None:
+    if as_json:
+        from tunsec.wire.control import ErrorBody, encode
+
+        body = error.body or ErrorBody(error.status.name.lower(), str(error))
+        print(encode(body).decode())
+        return
+    for problem in error.body.problems if error.body else ():
+        print(problem, file=sys.stderr)
+    print(f"tunsec: {error}", file=sys.stderr)
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+    return seconds
+
+
+def _sentence(meaning: str) -> str:
+    return f"{meaning[0].upper()}{meaning[1:]}."
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+"""The daemon's control API over its Unix socket. Blocking, one request a connection."""
+
+import socket
+import struct
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from typing import Final, TypeVar
+from urllib.parse import urlencode
+
+from tunsec.cli.exits import Exit
+from tunsec.wire.control import (
+    ApplyReport,
+    ErrorBody,
+    Malformed,
+    PlanReport,
+    PolicyBody,
+    ReleaseBody,
+    ReleaseReport,
+    Status,
+    WaitBody,
+    WaitReport,
+    decode,
+    encode,
+)
+
+ANSWER_TIMEOUT: Final = 60.0
+"""Seconds; more than any long poll (daemon/control.py) or change of policy takes."""
+MAX_ANSWER_BYTES: Final = 64 << 20
+
+Body = TypeVar("Body")
+
+
+class Failed(Exception):
+    """The command cannot go on: one line for the operator, and its exit status."""
+
+    def __init__(self, message: str, status: Exit, *, body: ErrorBody | None = None) -> None:
+        self.status = status
+        self.body = body
+        super().__init__(message)
+
+
+class Client:
+    """Asks the tunsecd that listens on `path`. Every method raises Failed."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def status(self, *, wait: float = 0.0) -> Status:
+        """How things stand; with `wait`, when something changes or that many seconds pass."""
+        query = f"?{urlencode({'wait': wait})}" if wait else ""
+        return self._ask(Status, "GET", f"/status{query}")
+
+    def plan(self, policy: PolicyBody | None) -> PlanReport:
+        """What a policy would change; without one, what is still to be done."""
+        if policy is None:
+            return self._ask(PlanReport, "GET", "/plan")
+        return self._ask(PlanReport, "POST", "/plan", policy)
+
+    def apply(self, policy: PolicyBody) -> ApplyReport:
+        """Replace the policy in force."""
+        return self._ask(ApplyReport, "POST", "/apply", policy)
+
+    def reload(self) -> ApplyReport:
+        """Have policy and identity read again."""
+        return self._ask(ApplyReport, "POST", "/reload")
+
+    def release(self, flow: str | None) -> ReleaseReport:
+        """Stop managing a flow, or all."""
+        return self._ask(ReleaseReport, "POST", "/release", ReleaseBody(flow))
+
+    def wait(self, flow: str | None, timeout: float) -> WaitReport:
+        """Wait at most `timeout` seconds; the daemon may answer sooner."""
+        return self._ask(WaitReport, "POST", "/wait", WaitBody(flow, timeout))
+
+    def metrics(self) -> str:
+        """The Prometheus text."""
+        return self._exchange("GET", "/metrics").decode()
+
+    def _ask(self, shape: type[Body], method: str, path: str, body: object = None) -> Body:
+        answer = self._exchange(method, path, body)
+        try:
+            return decode(shape, answer)
+        except Malformed as error:
+            raise Failed(
+                f"tunsecd speaks another version of the control API ({error}): "
+                "restart it after an upgrade",
+                Exit.BROKEN,
+            ) from error
+
+    def _exchange(self, method: str, path: str, body: object = None) -> bytes:
+        connection = _UnixConnection(self._path)
+        try:
+            connection.request(
+                method,
+                path,
+                body=None if body is None else encode(body),
+                headers={"Content-Type": "application/json"},
+            )
+            response = connection.getresponse()
+            answer = response.read(MAX_ANSWER_BYTES)
+        except (FileNotFoundError, ConnectionRefusedError) as error:
+            raise Failed(
+                f"tunsecd is not running here, nobody listens on {self._path} "
+                "(start it with `systemctl start tunsecd`)",
+                Exit.AWAY,
+            ) from error
+        except PermissionError as error:
+            raise Failed(
+                f"{self._path} is not open to you (use sudo, or join the group tunsec)", Exit.DENIED
+            ) from error
+        except (OSError, HTTPException) as error:
+            raise Failed(
+                f"tunsecd on {self._path} does not answer: {str(error) or type(error).__name__} "
+                "(see `journalctl -u tunsecd`)",
+                Exit.AWAY,
+            ) from error
+        finally:
+            connection.close()
+        if response.status != 200:
+            raise _failure(response.status, answer)
+        return answer
+
+
+class _UnixConnection(HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("tunsecd", timeout=ANSWER_TIMEOUT)
+        self._path = path
+
+    def connect(self) -> None:
+        opened = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            # The socket blocks until it is connected: a full backlog is EAGAIN for others.
+            patience = struct.pack("@ll", int(ANSWER_TIMEOUT), 0)
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
+            opened.connect(str(self._path))
+            opened.settimeout(ANSWER_TIMEOUT)
+        except BaseException:
+            opened.close()
+            raise
+        self.sock = opened
+
+
+def _failure(status: int, answer: bytes) -> Failed:
+    try:
+        body = decode(ErrorBody, answer)
+    except Malformed:
+        return Failed(f"tunsecd answered with HTTP status {status}", Exit.BROKEN)
+    exits = {
+        "policy": Exit.NO,
+        "unavailable": Exit.AWAY,
+        "denied": Exit.DENIED,
+        "refused": Exit.REFUSED,
+        "request": Exit.USAGE,
+    }
+    return Failed(body.message, exits.get(body.kind, Exit.BROKEN), body=body)
