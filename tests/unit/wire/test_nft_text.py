@@ -1,0 +1,194 @@
+"""The guard as nft text: what it says, how it is replaced, and that a listing reads back alike."""
+
+import ipaddress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tunsec.model.errors import Bug, Refused
+from tunsec.model.flow import Kind
+from tunsec.model.guard import Guard, GuardDrops, GuardedFlow, TunnelDevice
+from tunsec.model.names import FlowName, Mark
+from tunsec.model.selector import ICMP, TCP, UDP
+from tunsec.wire.nft_text import (
+    INET_TABLE,
+    NETDEV_TABLE,
+    boot_script,
+    differences,
+    drops_by_flow,
+    flow_label,
+    guard_ruleset,
+    parse_flow_label,
+    parse_listing,
+    replace_script,
+)
+
+names = st.text(min_size=1, max_size=20).map(FlowName)
+addresses = st.ip_addresses()
+marks = st.integers(1, 2**32 - 1).flatmap(
+    lambda mask: st.integers(0, 2**32 - 1).map(lambda value: Mark(value & mask, mask))
+)
+flows = st.builds(
+    GuardedFlow,
+    flow=names,
+    kind=st.sampled_from(Kind),
+    proto=st.sampled_from([TCP, UDP]),
+    ports=st.lists(st.integers(1, 65535), min_size=1, max_size=3).map(tuple),
+    either_side=st.booleans(),
+    peers=st.frozensets(addresses, max_size=5),
+    tunnel_only=st.booleans(),
+)
+devices = st.builds(
+    TunnelDevice,
+    name=st.from_regex(r"[a-z0-9_.@-]{1,15}", fullmatch=True),
+    ifindex=st.integers(1, 2**31 - 1),
+    kind=st.just(Kind.VXLAN),
+    port=st.just(4789),
+)
+guards = st.builds(
+    Guard,
+    flows=st.lists(flows, max_size=3, unique_by=lambda flow: flow.flow).map(tuple),
+    devices=st.lists(devices, max_size=2, unique_by=lambda device: device.ifindex).map(tuple),
+    tunnel_mark=marks,
+)
+
+
+@given(names)
+def test_a_label_is_plain_and_leads_back_to_its_flow(name: FlowName) -> None:
+    label = flow_label(name)
+    assert label.isascii()
+    assert not set(label) & set(' "{};#\n')
+    assert parse_flow_label(label) == name
+
+
+@given(names, names)
+def test_two_flows_never_share_a_label(one: FlowName, other: FlowName) -> None:
+    assert (flow_label(one) == flow_label(other)) == (one == other)
+
+
+@given(guards)
+def test_the_text_reads_back_as_the_same_ruleset(guard: Guard) -> None:
+    want = guard_ruleset(guard)
+    script = replace_script(want, {})
+    listing = "\n".join(line for line in script.splitlines() if line[:4] not in ("add ", "flus"))
+    assert differences(want, parse_listing(listing)) == ()
+    assert "delete" not in script
+
+
+@given(guards, guards)
+def test_replacement_keeps_wanted_counters_and_deletes_the_rest(new: Guard, old: Guard) -> None:
+    want, have = guard_ruleset(new), guard_ruleset(old)
+    script = replace_script(want, have).splitlines()
+    for table in want:
+        kept = {block for block in have[table] if block in want[table] and "counter" in block[:7]}
+        for block in have[table]:
+            kind, name = block.split()
+            assert (f"delete {kind} {table} {name}" in script) == (block not in kept)
+
+
+@given(st.text(max_size=200))
+def test_no_text_does_worse_than_a_value_error(text: str) -> None:
+    for listing in (text, f"table inet tunsec {{\n{text}\n}}"):
+        try:
+            parse_listing(listing)
+        except ValueError:
+            continue
+
+
+def guard_of(**changes: object) -> Guard:
+    peers = frozenset({ipaddress.ip_address("192.0.2.2")})
+    values: dict[str, object] = {
+        "flow": FlowName("overlay"),
+        "kind": Kind.VXLAN,
+        "proto": UDP,
+        "ports": (4789,),
+        "either_side": False,
+        "peers": peers,
+        "tunnel_only": True,
+        **changes,
+    }
+    return Guard((GuardedFlow(**values),), (), Mark(0x10000, 0x10000))  # type: ignore[arg-type]
+
+
+def test_the_rules_of_a_tunnel_flow() -> None:
+    table = guard_ruleset(guard_of())[INET_TABLE]
+    to_peer = "udp dport 4789 ip daddr @peers4.overlay"
+    unmarked = "meta mark & 0x00010000 != 0x00010000"
+    assert table["chain output"] == (
+        "type filter hook output priority 300; policy accept;",
+        f'{to_peer} {unmarked} counter name "local_injection.overlay" drop',
+        f'{to_peer} rt ipsec missing counter name "clear_out.overlay" drop',
+    )
+    assert table["chain postrouting"] == (
+        "type filter hook postrouting priority 300; policy accept;",
+        *(
+            rule.replace("counter", "fib saddr type local counter")
+            for rule in table["chain output"][1:]
+        ),
+    )
+    from_peer = "udp dport 4789 ip saddr @peers4.overlay"
+    assert table["chain input"] == (
+        "type filter hook input priority -300; policy accept;",
+        f'{from_peer} meta ipsec missing counter name "clear_in.overlay" drop',
+    )
+
+
+def test_anybody_may_send_where_the_flow_says_so() -> None:
+    table = guard_ruleset(guard_of(tunnel_only=False))[INET_TABLE]
+    assert not any("mark" in rule for rules in table.values() for rule in rules)
+    assert "counter local_injection.overlay" not in table
+
+
+@pytest.mark.parametrize(
+    ("mark", "statement"),
+    [
+        (Mark(0x10000, 0x10000), "meta mark set meta mark | 0x00010000"),
+        (Mark(0x50000, 0xF0000), "meta mark set meta mark & 0xfff5ffff | 0x00050000"),
+    ],
+)
+def test_a_device_sets_the_bits_of_the_mask_and_no_other(mark: Mark, statement: str) -> None:
+    device = TunnelDevice("vx0", 7, Kind.VXLAN, 4789)
+    assert guard_ruleset(Guard((), (device,), mark))[NETDEV_TABLE] == {
+        "chain mark.7": (
+            'type filter hook egress device "vx0" priority 300; policy accept;',
+            statement,
+        )
+    }
+
+
+def test_what_the_guard_cannot_express_is_an_error() -> None:
+    with pytest.raises(Bug, match="TCP and UDP"):
+        guard_ruleset(guard_of(proto=ICMP))
+    with pytest.raises(Bug, match="needs a port"):
+        guard_ruleset(guard_of(ports=()))
+    with pytest.raises(Refused, match="rename the device"):
+        guard_ruleset(Guard((), (TunnelDevice('a"b', 1, Kind.VXLAN, 1),), Mark(1, 1)))
+
+
+def test_differences_are_named() -> None:
+    want = guard_ruleset(guard_of())
+    table = dict(want[INET_TABLE])
+    del table["set peers4.overlay"]
+    table["chain input"] = ()
+    table["flags dormant"] = ()
+    assert differences(want, {INET_TABLE: table}) == (
+        "inet tunsec: set peers4.overlay is gone",
+        "inet tunsec: flags dormant is not ours",
+        "inet tunsec: chain input was changed",
+        "table netdev tunsec is gone",
+    )
+
+
+def test_drops_come_from_our_counters_alone() -> None:
+    packets = {"clear_out.a": 1, "clear_in.a": 2, "local_injection.b.2e": 3, "other": 4, "a.": 5}
+    assert drops_by_flow(packets) == {
+        "a": GuardDrops(clear_out=1, clear_in=2),
+        "b.": GuardDrops(local_injection=3),
+    }
+
+
+def test_the_boot_script_starts_from_nothing() -> None:
+    lines = boot_script(guard_of()).splitlines()
+    assert lines[:2] == ["add table inet tunsec", "delete table inet tunsec"]
+    assert not any(NETDEV_TABLE in line for line in lines)
