@@ -128,7 +128,8 @@ class Apt:
                 remedy="point to a kernel tree with --kernel-tree DIR, or name another mirror in "
                 "TUNSEC_LAB_MIRROR",
             )
-        return max(found, key=cmp_to_key(lambda a, b: compare_versions(a[1], b[1])))
+        by_version = cmp_to_key(compare_versions)
+        return max(found, key=lambda each: by_version(each[1]))
 
     def versions(self, package: str) -> list[str]:
         rows = self.run("apt-cache", "madison", package).splitlines()

@@ -118,9 +118,7 @@ class GuestRun:
         ]
 
     def environment_lines(self) -> str:
-        values = (
-            GUEST_ENVIRONMENT | {"TUNSEC_LAB_CLOCK": self.clock.value} | dict(self.environment)
-        )
+        values = GUEST_ENVIRONMENT | {"TUNSEC_LAB_CLOCK": self.clock.value} | dict(self.environment)
         return "".join(f"export {name}={shlex.quote(text)}\n" for name, text in values.items())
 
     def write_orders(self, run_dir: Path) -> None:
@@ -183,7 +181,7 @@ def run_guest(run: GuestRun) -> int:
 @contextlib.contextmanager
 def run_folder() -> Iterator[Path]:
     parent = tempfile.gettempdir()
-    if not shlex.quote(parent) == parent:  # it goes on the kernel's command line
+    if shlex.quote(parent) != parent:  # it goes on the kernel's command line
         parent = "/tmp"
     with tempfile.TemporaryDirectory(prefix="tunsec-lab-", dir=parent) as name:
         yield Path(name)
@@ -211,7 +209,7 @@ def start(run: GuestRun, run_dir: Path, *, consoles: list[str], fds: tuple[int, 
         # Without a HOME the kernel dies at its first user process.
         env={"PATH": "/usr/bin:/bin", "HOME": str(run_dir), **memory_folder(run.memory)},
         start_new_session=True,
-        preexec_fn=die_with_parent,  # noqa: PLW1509 - this process has one thread
+        preexec_fn=die_with_parent,
     )
 
 
@@ -251,7 +249,7 @@ def run_on_pipes(run: GuestRun, run_dir: Path, console: deque[str]) -> None:
     for write_end in fds:
         os.close(write_end)
     messages = bytearray()
-    sinks = {ends[0][0]: messages, ends[1][0]: 1, ends[2][0]: 2}
+    sinks: dict[int, bytearray | int] = {ends[0][0]: messages, ends[1][0]: 1, ends[2][0]: 2}
     with Watch(guest, run.timeout_seconds) as watch:
         watch.until_gone(sinks)
     console.extend(messages.decode(errors="replace").splitlines())

@@ -13,8 +13,8 @@ from typing import Final
 
 from tunsec_lab.boot import EXIT_LAB_FAILED, GuestRun, Mount, run_guest
 from tunsec_lab.cache import Cache, Progress, cache_root, remove_tree, size_bytes
-from tunsec_lab.errors import LabError
 from tunsec_lab.doctor import diagnose
+from tunsec_lab.errors import LabError
 from tunsec_lab.image import cached_image, get_image, image_key
 from tunsec_lab.kernel import Clock, KernelRecipe
 from tunsec_lab.site import COMPILE, GUEST_SITE, cached_site, get_site, requirements, site_key

@@ -107,9 +107,9 @@ def check_boot(kernels: Mapping[str, kernel.Kernel | None]) -> Finding:
 
 def check_pip() -> Finding:
     good = any(map(has_pip, ("python3", shutil.which("python3") or "", "/usr/bin/python3")))
-    return Finding(
-        "pip", good, "found" if good else "none", "apt-get install python3-pip", needed=os.geteuid() != 0
-    )  # fmt: skip
+    remedy = "apt-get install python3-pip (root: done for you)"
+    found = "found" if good else "none"
+    return Finding("pip", good, found, remedy, needed=os.geteuid() != 0)
 
 
 def check_packages() -> Finding:

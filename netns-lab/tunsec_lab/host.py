@@ -12,6 +12,7 @@ the wires go on. All that is made is undone at the end, whatever happened meanwh
 import os
 import re
 import secrets
+import select
 import shutil
 import signal
 import subprocess
@@ -42,6 +43,7 @@ from tunsec_lab.topology import (
 
 SHARED_MEMORY: Final = Path("/dev/shm")  # a tmpfs on every Linux, and not hidden by a private /run
 COMMAND_TIMEOUT_SECONDS: Final = 30.0
+KILL_TIMEOUT_SECONDS: Final = 10.0
 # The switch's own pair of devices, through which a capture is told "up to here".
 MARK_IN, MARK_OUT = "mark0", "mark1"
 PING_SUMMARY: Final = re.compile(r"(\d+) packets transmitted, (\d+) received")
@@ -243,9 +245,7 @@ class Lab:
     """
 
     def __init__(self, topology: Topology | str | Path, *, overlays_up: bool = True) -> None:
-        self.topology = (
-            topology if isinstance(topology, Topology) else load_topology(topology)
-        )
+        self.topology = topology if isinstance(topology, Topology) else load_topology(topology)
         self.overlays_up = overlays_up
         self.prefix = f"lab{secrets.token_hex(3)}"
         self.switch = f"{self.prefix}-switch"
@@ -350,8 +350,10 @@ class Lab:
         for number, overlay in enumerate(self.overlays_of(host)):
             address = mac(1, self._index(host), number)
             lines.append(self._tunnel(host, overlay, address))
-            for plug in overlay.members[host.name]:
-                lines.append(f"addr add {plug} dev {overlay.device}{no_dad(plug)}")
+            lines += [
+                f"addr add {plug} dev {overlay.device}{no_dad(plug)}"
+                for plug in overlay.members[host.name]
+            ]
             if self.overlays_up:
                 lines.append(f"link set {overlay.device} up")
         return lines
@@ -416,14 +418,27 @@ def kill_all(hosts: Sequence[Host]) -> None:
     names = [host.netns for host in hosts]
     while left := processes_in(names):
         for process in left:
-            with suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
+            kill_and_wait(process)
         for host in hosts:
             for started in host.started:
                 started.popen.poll()  # reaps
     for host in hosts:
         for started in host.started:
             started.wait()
+
+
+def kill_and_wait(process: int) -> None:
+    """Waits for the end: in virtual time a loop that only looks would never let it come."""
+    try:
+        end = os.pidfd_open(process)
+    except ProcessLookupError:
+        return
+    try:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(end, signal.SIGKILL)
+        select.select([end], [], [], KILL_TIMEOUT_SECONDS)
+    finally:
+        os.close(end)
 
 
 def mac(plane: int, host: int, device: int) -> str:

@@ -42,7 +42,8 @@ def enter(namespace: int) -> None:
     if LIBC.setns(namespace, CLONE_NEWNET) != 0:
         number = ctypes.get_errno()
         raise LabError(
-            f"setns failed: {os.strerror(number)}", remedy="labs need root: run as root or in the lab"
+            f"setns failed: {os.strerror(number)}",
+            remedy="labs need root: run as root or in the lab",
         )
 
 
@@ -69,15 +70,15 @@ def set_sysctls(values: Iterable[tuple[str, str]]) -> None:
 
 def processes_in(netns: Iterable[str]) -> list[int]:
     """Ids of all processes in these namespaces, daemons too."""
-    wanted = {os.stat(NAMES / name).st_ino for name in netns if (NAMES / name).exists()}
+    wanted = {(NAMES / name).stat().st_ino for name in netns if (NAMES / name).exists()}
     found = []
-    for entry in os.listdir("/proc"):
-        if not entry.isdecimal():
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdecimal():
             continue
         try:
-            inode = os.stat(f"/proc/{entry}/ns/net").st_ino
+            inode = (entry / "ns/net").stat().st_ino
         except OSError:
             continue  # gone meanwhile, or a zombie
         if inode in wanted:
-            found.append(int(entry))
+            found.append(int(entry.name))
     return found

@@ -94,8 +94,11 @@ class Protected:
 
 
 def protect(
-    kind: FlowKind | str, *, port: int = 0, between: tuple[Iterable[Address], Iterable[Address]] | None = None
-) -> Protected:  # fmt: skip
+    kind: FlowKind | str,
+    *,
+    port: int = 0,
+    between: tuple[Iterable[Address], Iterable[Address]] | None = None,
+) -> Protected:
     """Short way to write a matcher: protect("vxlan"), protect("tcp", port=5432)."""
     sides = None if between is None else (frozenset(between[0]), frozenset(between[1]))
     return Protected(FlowKind(kind), port, sides)
@@ -250,9 +253,7 @@ class Classifier:
             self.fragments.clear()
         self.fragments[layer.fragment_key()] = clear
 
-    def judge_payload(
-        self, layer: "IpLayer", owners: list[Protected], *, quoted: bool
-    ) -> Verdict:
+    def judge_payload(self, layer: "IpLayer", owners: list[Protected], *, quoted: bool) -> Verdict:
         payload = layer.payload
         if layer.proto == ESP and len(payload) >= 4:
             self.count_esp(layer, payload[:4], quoted=quoted)

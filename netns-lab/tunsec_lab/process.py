@@ -58,17 +58,20 @@ class Process:
         return self.wait(timeout=timeout)
 
     def freeze(self) -> None:
+        """Returns when it has stopped."""
         self.signal(signal.SIGSTOP)
+        if self.alive():
+            os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def thaw(self) -> None:
         self.signal(signal.SIGCONT)
 
     def wait(self, *, timeout: float = 10.0) -> int:
-        """The exit status; negative for a signal."""
-        try:
-            return self.popen.wait(timeout)
-        except subprocess.TimeoutExpired:
-            raise LabError(f"{self.name} still runs after {timeout:g} s{self.tail()}") from None
+        """The exit status; negative for a signal. (Popen.wait with a timeout polls.)"""
+        with self._end() as ended:
+            if ended and not select.select(ended, [], [], timeout)[0]:
+                raise LabError(f"{self.name} still runs after {timeout:g} s{self.tail()}")
+        return self.popen.wait()
 
     def wait_for_line(self, pattern: str, *, timeout: float = 10.0) -> re.Match[str]:
         """Returns as soon as a line of the output matches. Wakes on writes, never polls."""
@@ -133,7 +136,9 @@ class Completed:
 
     def checked(self, host: str) -> "Completed":
         if self.status:
-            said = "\n".join(f"  | {line}" for line in (self.stdout + self.stderr).splitlines()[-25:])
+            said = "\n".join(
+                f"  | {line}" for line in (self.stdout + self.stderr).splitlines()[-25:]
+            )
             raise CommandFailed(
                 f"host {host}: {' '.join(self.argv)} ended with status {self.status}\n{said}"
             )

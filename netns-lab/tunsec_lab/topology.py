@@ -135,7 +135,9 @@ def parse_topology(text: str, *, name: str) -> Topology:
         networks=networks,
         hosts=hosts,
         overlays=tuple(
-            top.each("overlays", lambda label, spot: read_overlay(label, spot, hosts), optional=True)
+            top.each(
+                "overlays", lambda label, spot: read_overlay(label, spot, hosts), optional=True
+            )
         ),
     )
     top.finish()
@@ -167,7 +169,8 @@ class Reader:
     def each(
         self, key: str, read: Callable[[str, "Reader"], T], *, optional: bool = False
     ) -> list[T]:
-        entries = self.take(key, mapping, {} if optional else None)
+        nothing: dict[str, object] = {}
+        entries = self.take(key, mapping, nothing if optional else None)
         found = []
         for label, entry in entries.items():
             spot = Reader({} if entry is None else entry, f"{self.where}.{key}.{label}")
@@ -196,9 +199,9 @@ def read_host(label: str, spot: Reader, wires: frozenset[str]) -> HostSpec:
 
 
 def read_overlay(label: str, spot: Reader, hosts: tuple[HostSpec, ...]) -> Overlay:
-    kind = spot.take("kind", OverlayKind)
+    kind = spot.take("kind", lambda text: OverlayKind(str(text)))
     vni = spot.take("vni", number(VNI_RANGE))
-    family = spot.take("family", Family, Family.IPV4)
+    family = spot.take("family", lambda text: Family(str(text)), Family.IPV4)
     members = spot.take("members", mapping)
     overlay = Overlay(
         name=label,
