@@ -20,7 +20,7 @@ from asyncinotify import Inotify, Mask
 
 from tunsec.adapters.file_system import is_local
 from tunsec.adapters.lane import Lane
-from tunsec.adapters.record_folder import CONFIRMATIONS, Changes, Places, RecordFolder
+from tunsec.adapters.record_folder import Changes, Places, RecordFolder
 from tunsec.keying.paths import parse_path
 from tunsec.keying.refusals import RecordRefused
 from tunsec.model.clock import Seconds
@@ -41,6 +41,7 @@ PLACE_EVENTS: Final = (
     Mask.MOVED_FROM | Mask.DELETE | Mask.DELETE_SELF | Mask.MOVE_SELF | Mask.ONLYDIR
 )
 """What tells that a folder goes away; UNMOUNT and IGNORED come unasked."""
+GONE_EVENTS: Final = Mask.DELETE_SELF | Mask.MOVE_SELF | Mask.UNMOUNT | Mask.IGNORED
 RECORD_EVENTS: Final = PLACE_EVENTS | Mask.CLOSE_WRITE | Mask.MOVED_TO | Mask.ATTRIB
 
 T = TypeVar("T")
@@ -125,6 +126,7 @@ class FileDirectory:
         self._changed = asyncio.Event()
         self._changed_paths: set[str] = set()
         self._look_everywhere = False
+        self._disarmed = False
         self._checked_at = -float("inf")
         self._probe_seen = asyncio.Event()
         self._watching = Watching.NOTHING
@@ -231,10 +233,11 @@ class FileDirectory:
         except Unavailable as error:
             return error
         self._checked_at = -float("inf")
+        self._disarmed = False
         with suppress(_Inotifyless), _new_inotify() as inotify:
             armed = await self._answer(reader, partial(self._arm, inotify))
             async with asyncio.TaskGroup() as tasks:
-                listener = tasks.create_task(self._listen(inotify, armed.prefixes))
+                listener = tasks.create_task(self._listen(inotify, armed))
                 outcome = await self._follow(places, reader, writer, complete=armed.complete)
                 listener.cancel()
             return outcome
@@ -259,6 +262,8 @@ class FileDirectory:
                 if everywhere:
                     await self._put_back(writer)
                 everywhere = await self._wait()
+                if self._disarmed:
+                    return None
         except Unavailable as error:
             return error
 
@@ -266,9 +271,8 @@ class FileDirectory:
         """Wait for a change; True when it is time to look everywhere."""
         inotify = self._watching is Watching.INOTIFY
         try:
-            await asyncio.wait_for(
-                self._changed.wait(), self._safety_after if inotify else self._poll_after
-            )
+            async with asyncio.timeout(self._safety_after if inotify else self._poll_after):
+                await self._changed.wait()
         except TimeoutError:
             return True
         return self._look_everywhere
@@ -276,29 +280,36 @@ class FileDirectory:
     def _arm(self, inotify: Inotify) -> "_Armed":
         """Set the watches (blocking); what is not complete must be polled."""
         prefixes: dict[int, str] = {}
+        above: dict[int, frozenset[str]] = {}
         try:
-            for place in (self._folder.root, self._folder.root / CONFIRMATIONS):
-                inotify.add_watch(place, PLACE_EVENTS)
+            for place, names in self._folder.above:
+                above[inotify.add_watch(place, PLACE_EVENTS).wd] = names
             for place, prefix in self._folder.watched:
                 prefixes[inotify.add_watch(place, RECORD_EVENTS).wd] = prefix
-            return _Armed(prefixes, complete=is_local(self._folder.root))
+            return _Armed(prefixes, above, complete=is_local(self._folder.root))
         except OSError:  # no watches left, or the folder went: polling finds what is true
-            return _Armed(prefixes, complete=False)
+            return _Armed(prefixes, above, complete=False)
 
-    async def _listen(self, inotify: Inotify, prefixes: dict[int, str]) -> None:
+    async def _listen(self, inotify: Inotify, armed: "_Armed") -> None:
         while True:
             event = await inotify.get()
+            name = None if event.name is None else str(event.name)
             watch = event.watch
-            prefix = prefixes.get(watch.wd) if watch is not None else None
-            if prefix is None or event.name is None:
+            if watch is None or Mask.Q_OVERFLOW & event.mask:
                 self._look_everywhere = True
-            elif str(event.name) == self._folder.probe_name:
+            elif name is None:
+                # The watched folder itself. One made anew may even get the old inode number.
+                self._disarmed = self._disarmed or bool(event.mask & GONE_EVENTS)
+                self._look_everywhere = True
+            elif name in armed.above.get(watch.wd, ()):
+                self._disarmed = self._look_everywhere = True
+            elif name == self._folder.probe_name:
                 self._probe_seen.set()
                 continue
-            elif event.name.name.startswith("."):
-                continue
+            elif watch.wd in armed.prefixes and not name.startswith("."):
+                self._changed_paths.add(armed.prefixes[watch.wd] + name)
             else:
-                self._changed_paths.add(prefix + str(event.name))
+                continue
             self._changed.set()
 
     async def _probe(self, lane: Lane) -> bool:
@@ -307,7 +318,8 @@ class FileDirectory:
         if not await self._answer(lane, self._folder.probe):
             return False
         try:
-            await asyncio.wait_for(self._probe_seen.wait(), PROBE_AFTER)
+            async with asyncio.timeout(PROBE_AFTER):
+                await self._probe_seen.wait()
         except TimeoutError:
             return False
         return True
@@ -343,9 +355,13 @@ class FileDirectory:
 
 @dataclass(frozen=True, slots=True)
 class _Armed:
-    """Watches by descriptor; `complete` when they tell of every change."""
+    """What watches are for, by descriptor: records under a prefix, or folders in another.
+
+    `complete` when they tell of every change.
+    """
 
     prefixes: dict[int, str]
+    above: dict[int, frozenset[str]]
     complete: bool
 
 

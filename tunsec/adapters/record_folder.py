@@ -141,6 +141,14 @@ class RecordFolder:
             (self.root / CONFIRMATIONS / self.host, f"{self._inbox}/"),
         )
 
+    @property
+    def above(self) -> tuple[tuple[Path, frozenset[str]], ...]:
+        """Folders above those, with the names in each that lead there."""
+        return (
+            (self.root, frozenset({OFFERS, CONFIRMATIONS})),
+            (self.root / CONFIRMATIONS, frozenset({self.host})),
+        )
+
     # Reading (one thread)
 
     def changes(self, paths: Iterable[str] | None = None) -> Changes:

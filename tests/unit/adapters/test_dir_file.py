@@ -3,7 +3,6 @@
 # ruff: noqa: ASYNC240 - these scenarios have the loop to themselves
 
 import asyncio
-import shutil
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -87,7 +86,8 @@ class Host:
             while not true():
                 self._news.clear()
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._news.wait(), 0.05)
+                    async with asyncio.timeout(0.05):
+                        await self._news.wait()
 
     async def watching(self, how: Watching = Watching.INOTIFY) -> None:
         await self.until(lambda: self.directory.watching is how)
@@ -249,10 +249,12 @@ def test_a_folder_made_anew_gets_back_what_was_published(root: Path) -> None:
             await other.watching()
             host.publish(("offers/db1", b"mine"), ("confirmations/db2/db1", b"word"))
             await other.until(lambda: len(other.records) == 2)
-            shutil.rmtree(root)
+            root.rename(root.with_name("away"))
             await host.until(lambda: host.states[-1] != "well")
             root.mkdir()
-            await other.until(lambda: len(other.history) == 4 and len(other.records) == 2)
+            mine = root / "offers" / "db1", root / "confirmations" / "db2" / "db1"
+            await host.until(lambda: all(path.exists() for path in mine))
+            await other.until(lambda: other.states[-1] == "well" and len(other.records) == 2)
             await host.watching()
             await other.watching()
             host.publish(("offers/db1", b"next"))
@@ -261,18 +263,22 @@ def test_a_folder_made_anew_gets_back_what_was_published(root: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_only_the_offers_folder_made_anew(root: Path) -> None:
+@pytest.mark.parametrize("part", ["offers", "confirmations", "confirmations/db1"])
+def test_only_a_part_made_anew(root: Path, part: str) -> None:
     async def scenario() -> None:
         host = Host(root, "db1")
         async with running(host):
             await host.watching()
             host.publish(("offers/db1", b"mine"))
             await host.until(lambda: host.answers == [None])
-            shutil.rmtree(root / "offers")
+            (root / part).rename(root / "aside")
+            await host.until(lambda: (root / part).exists())
             await host.until(lambda: (root / "offers" / "db1").exists())
             await host.watching()
             (root / "offers" / "db2").write_bytes(b"x")
+            (root / "confirmations" / "db1" / "db2").write_bytes(b"y")
             await host.until(lambda: host.records.get("offers/db2") == b"x")
+            await host.until(lambda: host.records.get("confirmations/db1/db2") == b"y")
 
     asyncio.run(scenario())
 
