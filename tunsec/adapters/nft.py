@@ -9,9 +9,10 @@ import os
 import shutil
 import socket
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 from tunsec.model.errors import Refused, Unavailable
 from tunsec.model.guard import Guard, GuardDrops
@@ -34,6 +35,14 @@ ATTEMPTS: Final = 3
 _SOL_NETLINK: Final = 270
 _NETLINK_ADD_MEMBERSHIP: Final = 1
 _RECEIVE_BUFFER_BYTES: Final = 1 << 20
+
+
+class Answer(NamedTuple):
+    """How a run of nft ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
 
 
 class NftGuard:
@@ -81,7 +90,7 @@ class NftGuard:
         """Dropped packets by flow name; empty when there is no table."""
         answer = self._run(("-j", "list", "counters", "table", *INET_TABLE.split()))
         if answer.returncode:
-            if self._table(INET_TABLE) is None:
+            if INET_TABLE not in self._listed((INET_TABLE,)):
                 return {}
             raise self._refusal("list the guard's counters", answer)
         try:
@@ -102,7 +111,10 @@ class NftGuard:
 
     def _replace(self, want: Ruleset) -> None:
         for attempt in range(1, ATTEMPTS + 1):
-            answer = self._run(("-f", "-"), self._script(want))
+            script = self._script(want)
+            if not script:
+                return
+            answer = self._run(("-f", "-"), script)
             if answer.returncode == 0:
                 left = self._differences(want)
                 if not left:
@@ -131,10 +143,13 @@ class NftGuard:
             raise Unavailable(f"cannot keep the guard for the next boot: {error}") from error
 
     def _script(self, want: Ruleset) -> str:
+        """What nft must do; nothing when the tables are as wanted."""
         try:
             have = self._listed(want)
         except ValueError:  # somebody's rules in our table that we cannot even read
             return nft_text.remove_script(want) + nft_text.replace_script(want, {})
+        if not nft_text.differences(want, have):
+            return ""
         if nft_text.dormant(have):
             self._run(("-f", "-"), nft_text.wake_script(have))
         return nft_text.replace_script(want, have)
@@ -145,39 +160,49 @@ class NftGuard:
         except ValueError as error:
             return (str(error),)
 
-    def _listed(self, tables: Ruleset) -> Ruleset:
-        listed = {table: self._table(table) for table in tables}
-        return {table: blocks for table, blocks in listed.items() if blocks is not None}
+    def _listed(self, tables: Iterable[str]) -> Ruleset:
+        """The tables that are there, listed at the same time: starting nft is what takes long."""
+        with ExitStack() as cleanup:
+            started: dict[str, subprocess.Popen[str]] = {}
+            for table in tables:
+                started[table] = self._start(("-y", "-s", "list", "table", *table.split()))
+                cleanup.callback(_end, started[table])
+            answers = {table: self._finish(process) for table, process in started.items()}
+        found: dict[str, Table] = {}
+        for table, answer in answers.items():
+            if answer.returncode == 0:
+                found[table] = nft_text.parse_listing(answer.stdout).get(table, {})
+            elif os.strerror(errno.ENOENT) not in answer.stderr:
+                raise self._refusal(f"list table {table}", answer)
+        return found
 
-    def _table(self, table: str) -> Table | None:
-        answer = self._run(("-y", "-s", "list", "table", *table.split()))
-        if answer.returncode == 0:
-            return nft_text.parse_listing(answer.stdout).get(table, {})
-        if os.strerror(errno.ENOENT) in answer.stderr:
-            return None
-        raise self._refusal(f"list table {table}", answer)
+    def _run(self, arguments: Sequence[str], script: str = "") -> Answer:
+        return self._finish(self._start(arguments), script)
 
-    def _run(
-        self, arguments: Sequence[str], script: str = ""
-    ) -> "subprocess.CompletedProcess[str]":
-        environment: Mapping[str, str] = {"LC_ALL": "C", "PATH": TOOL_PATH}
+    def _start(self, arguments: Sequence[str]) -> "subprocess.Popen[str]":
         try:
-            return subprocess.run(
+            return subprocess.Popen(
                 (self._tool, *arguments),
-                input=script,
-                capture_output=True,
-                check=False,
-                env=environment,
-                timeout=TOOL_TIMEOUT,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env={"LC_ALL": "C", "PATH": TOOL_PATH},
                 encoding="utf-8",
                 errors="surrogateescape",
             )
-        except subprocess.TimeoutExpired as error:
-            raise Unavailable(f"{self._tool} did not answer in {TOOL_TIMEOUT:.0f} s") from error
         except OSError as error:
             raise Unavailable(f"cannot run {self._tool}: {error.strerror}") from error
 
-    def _refusal(self, what: str, answer: "subprocess.CompletedProcess[str]") -> Refused:
+    def _finish(self, process: "subprocess.Popen[str]", script: str = "") -> Answer:
+        with process:
+            try:
+                stdout, stderr = process.communicate(script, timeout=TOOL_TIMEOUT)
+            except subprocess.TimeoutExpired as error:
+                process.kill()
+                raise Unavailable(f"{self._tool} did not answer in {TOOL_TIMEOUT:.0f} s") from error
+        return Answer(process.returncode, stdout, stderr)
+
+    def _refusal(self, what: str, answer: Answer) -> Refused:
         said = " ".join(answer.stderr.split())[:600]
         number = errno.EPERM if os.strerror(errno.EPERM) in answer.stderr else None
         return Refused(what, errno=number, reason=said)
@@ -231,6 +256,14 @@ class GuardMonitor:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    """Leave no process behind, whatever went wrong with the others."""
+    if process.returncode is None:
+        process.kill()
+        with process:
+            process.wait()
 
 
 def _names_ours(datagram: bytes) -> bool:

@@ -42,6 +42,9 @@ MAX_WAITING: Final = 48
 """Connections that may be in a long poll at once, so that others still get an answer."""
 MAX_POLL: Final = 25.0
 """Seconds after which a long poll is answered as things stand; the client asks again."""
+COALESCE: Final = 0.05
+"""Seconds between a change and the look at it: changes come in bursts, and a look reads the
+kernel."""
 MAX_READERS: Final = 16
 """Connections of users who may not change anything."""
 ACCEPT_PAUSE: Final = 0.2
@@ -280,6 +283,7 @@ class ControlServer:
             async with asyncio.timeout(min(seconds, MAX_POLL)):
                 while not done():
                     await self._target.changed()
+                    await asyncio.sleep(COALESCE)  # what changes meanwhile is seen by done()
                     if once:
                         return
         except TimeoutError:
