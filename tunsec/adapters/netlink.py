@@ -27,7 +27,7 @@ _BPF_INSTRUCTION: Final = struct.Struct("=HBBI")
 _WHOLE_DATAGRAM: Final = 0xFFFF_FFFF
 _PORTID_AT: Final = 12  # struct nlmsghdr.nlmsg_pid
 _DATAGRAM_BYTES: Final = 1 << 16  # netlink_dump fills at most 32 KiB
-_ANSWER_SECONDS: Final = 5  # the kernel answers within `send`; only a fault makes us wait
+ANSWER_SECONDS: Final = 5.0  # the kernel answers within `send`; only a fault makes us wait
 
 
 class Overrun(Exception):
@@ -43,14 +43,15 @@ class NetlinkSocket:
         *,
         groups: Iterable[int] = (),
         receive_bytes: int = 1 << 22,
-        blocking: bool = True,
+        answer_seconds: float | None = ANSWER_SECONDS,
     ) -> None:
         """Open and bind; `receive_bytes` is what may wait unread. Raises Refused.
 
-        A socket that does not block gives None from `receive` when nothing waits.
+        `answer_seconds` is how long `receive` waits; None is not at all, for an event lane.
         """
         self._buffer = bytearray(_DATAGRAM_BYTES)
         self._view = memoryview(self._buffer)
+        self._answer_seconds = answer_seconds
         try:
             self._socket = socket.socket(
                 socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol
@@ -59,25 +60,25 @@ class NetlinkSocket:
             reason = "the kernel lacks this netlink family (for XFRM: CONFIG_XFRM_USER)"
             raise Refused(f"open netlink {protocol}", errno=error.errno, reason=reason) from error
         try:
-            self._prepare(groups, receive_bytes, blocking=blocking)
+            self._prepare(groups, receive_bytes)
         except OSError as error:
             self._socket.close()
             raise Refused(
                 f"bind netlink {protocol}", errno=error.errno, reason=error.strerror or ""
             ) from error
 
-    def _prepare(self, groups: Iterable[int], receive_bytes: int, *, blocking: bool) -> None:
+    def _prepare(self, groups: Iterable[int], receive_bytes: int) -> None:
         for option in (_NETLINK_CAP_ACK, _NETLINK_EXT_ACK):
             self._socket.setsockopt(_SOL_NETLINK, option, 1)
         self._size_buffer(_SO_RCVBUFFORCE, socket.SO_RCVBUF, receive_bytes)
         self._size_buffer(_SO_SNDBUFFORCE, socket.SO_SNDBUF, 4 * _DATAGRAM_BYTES)
         self._socket.bind((0, sum(1 << (group - 1) for group in set(groups))))
-        if blocking:
-            self._socket.setsockopt(
-                socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", _ANSWER_SECONDS, 0)
-            )
-        else:
+        if self._answer_seconds is None:
             self._socket.setblocking(False)
+        else:
+            whole, part = divmod(self._answer_seconds, 1)
+            wait = struct.pack("@ll", int(whole), int(part * 1e6))
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, wait)
 
     def _size_buffer(self, force: int, plain: int, size: int) -> None:
         """Beyond net.core.*mem_max with CAP_NET_ADMIN, else as far as that goes."""
@@ -122,7 +123,7 @@ class NetlinkSocket:
     def receive(self, *, wait: bool = True) -> memoryview | None:
         """The next datagram, valid until the next call; None when nothing waits.
 
-        Raises Overrun when the kernel dropped some, Unavailable when nothing comes for 5 s.
+        Raises Overrun when the kernel dropped some, Unavailable when nothing came in time.
         """
         while True:
             try:
@@ -130,8 +131,8 @@ class NetlinkSocket:
                     self._view, 0, 0 if wait else socket.MSG_DONTWAIT
                 )
             except BlockingIOError as error:
-                if wait and self._socket.gettimeout() is None:
-                    what = f"the kernel gave no netlink answer within {_ANSWER_SECONDS} s"
+                if wait and self._answer_seconds is not None:
+                    what = f"the kernel gave no netlink answer within {self._answer_seconds:g} s"
                     raise Unavailable(what) from error
                 return None
             except OSError as error:

@@ -21,6 +21,7 @@ from tunsec.plan.compare import sa_matches, sp_matches
 from tunsec.wire.netlink import (
     Answer,
     Control,
+    Dump,
     Flag,
     Malformed,
     decode_answer,
@@ -46,7 +47,6 @@ _NOT_THERE: Final = frozenset({errno.ESRCH, errno.ENOENT})
 _TOO_MUCH: Final = frozenset({errno.ENOBUFS, errno.ENOMEM, errno.EMSGSIZE})
 """Refusals of a whole send of which a part may still pass."""
 _ACK: Final = Flag.ACK.value
-_INTERRUPTED: Final = Flag.DUMP_INTR.value
 _FLAGS_AT: Final = 6  # struct nlmsghdr.nlmsg_flags, low byte
 
 _Object = TypeVar("_Object")
@@ -220,24 +220,19 @@ class XfrmKernel:
 
     def _dump_once(self, kind: Msg, decode: "_Decode[_Object]", what: str) -> list[_Object] | None:
         """One dump; None when it was interrupted."""
-        seq = self._ask(kind, b"", Flag.REQUEST | Flag.DUMP)
+        dump = Dump(self._ask(kind, b"", Flag.REQUEST | Flag.DUMP))
         reader = self._reader
         found: list[_Object] = []
-        interrupted = 0
-        while True:
+        while dump.answer is None:
             datagram = self._socket.receive()
             assert datagram is not None
-            for message in messages(datagram):
-                if message.seq != seq:
-                    continue
-                interrupted |= message.flags & _INTERRUPTED
-                if message.kind >= Msg.NEWSA:
-                    found.append(decode(datagram, message.start, message.end, reader))
-                elif message.kind in (Control.ERROR, Control.DONE):
-                    answer = decode_answer(datagram, message)
-                    if answer.errno:
-                        raise _refused(what, answer.errno, answer.text)
-                    return None if interrupted else found
+            found += [
+                decode(datagram, message.start, message.end, reader)
+                for message in dump.feed(datagram)
+            ]
+        if dump.answer.errno:
+            raise _refused(what, dump.answer.errno, dump.answer.text)
+        return None if dump.interrupted else found
 
     def _look_up(
         self, kind: Msg, payload: bytes, decode: "_Decode[_Object]", what: str
@@ -309,7 +304,7 @@ class XfrmEvents:
         kernel drops them for us, so that ten thousand steps of our own do not overrun the lane.
         """
         self._socket = NetlinkSocket(
-            NETLINK_XFRM, groups=GROUPS, receive_bytes=receive_bytes, blocking=False
+            NETLINK_XFRM, groups=GROUPS, receive_bytes=receive_bytes, answer_seconds=None
         )
         self._socket.refuse_portids(ours)
 

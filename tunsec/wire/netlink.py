@@ -20,6 +20,7 @@ HEADER: Final = struct.Struct("=IHHII")
 ATTRIBUTE: Final = struct.Struct("=HH")
 """struct nlattr: length, type."""
 
+_FIRST_OWN_TYPE: Final = 0x10  # NLMSG_MIN_TYPE
 _ATTRIBUTE_TYPE_MASK: Final = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
 
 
@@ -56,6 +57,9 @@ class AckAttribute(IntEnum):
 
     TEXT = 1
     OFFSET = 2
+
+
+_INTERRUPTED: Final = Flag.DUMP_INTR.value
 
 
 class Message(NamedTuple):
@@ -116,6 +120,34 @@ def attributes(buffer: Buffer, start: int, end: int) -> Iterator[tuple[int, int,
             raise Malformed(f"attribute {kind} at byte {at} claims {length} of {end - at} bytes")
         yield kind, at + ATTRIBUTE.size, at + length
         at += (length + 3) & ~3
+
+
+class Dump:
+    """The answer to one dump request, datagram by datagram.
+
+    `answer` is None until the dump has ended; `interrupted` says that it changed under way, so
+    that some objects may be missing and others told twice (NLM_F_DUMP_INTR).
+    """
+
+    __slots__ = ("answer", "interrupted", "seq")
+
+    def __init__(self, seq: int) -> None:
+        self.seq = seq
+        self.answer: Answer | None = None
+        self.interrupted = False
+
+    def feed(self, datagram: Buffer) -> Iterator[Message]:
+        """The objects in the next datagram; what belongs to other requests is passed over."""
+        for message in messages(datagram):
+            if message.seq != self.seq:
+                continue
+            if message.flags & _INTERRUPTED:
+                self.interrupted = True
+            if message.kind >= _FIRST_OWN_TYPE:
+                yield message
+            elif message.kind in (Control.ERROR, Control.DONE):
+                self.answer = decode_answer(datagram, message)
+                return
 
 
 def attribute_type(kind: int) -> int:

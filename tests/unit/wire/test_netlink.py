@@ -11,6 +11,7 @@ from tests.unit.wire.golden_bytes import golden
 from tunsec.wire.netlink import (
     Answer,
     Control,
+    Dump,
     Flag,
     Malformed,
     attributes,
@@ -86,6 +87,43 @@ def test_an_answer_that_repeats_the_whole_request() -> None:
     _, raw, message = golden("kernel_error_uncapped")
     assert message.end - message.start == 4 + 16 + 224
     assert decode_answer(raw, message) == Answer(79, 22)
+
+
+def part(kind: int, payload: bytes = b"", *, flags: int = 0, seq: int = 7) -> bytes:
+    return encode_message(kind, payload, flags=Flag.MULTI | flags, seq=seq)
+
+
+DONE = part(Control.DONE, bytes(4))
+
+
+def test_a_dump_goes_on_until_it_is_done() -> None:
+    dump = Dump(7)
+    stray = part(Control.DONE, bytes(4), seq=6)
+    first = part(0x10, b"abcd") + part(Control.NOOP) + stray + part(0x10, b"efgh")
+    assert [first[one.start : one.end] for one in dump.feed(first)] == [b"abcd", b"efgh"]
+    ended = dump.answer is not None
+    assert not ended
+    assert list(dump.feed(DONE)) == []
+    assert dump.answer == Answer(7, 0)
+    assert not dump.interrupted
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_dump_that_changed_under_way_says_so(place: int) -> None:
+    kinds = [(0x10, b""), (0x10, b""), (Control.DONE, bytes(4))]
+    raw = b"".join(
+        part(kind, payload, flags=Flag.DUMP_INTR if at == place else 0)
+        for at, (kind, payload) in enumerate(kinds)
+    )
+    dump = Dump(7)
+    assert len(list(dump.feed(raw))) == 2
+    assert dump.interrupted
+
+
+def test_a_dump_may_end_in_an_error() -> None:
+    dump = Dump(7)
+    assert list(dump.feed(part(Control.DONE, struct.pack("=i", -16)))) == []
+    assert dump.answer == Answer(7, 16)
 
 
 def test_the_end_of_a_dump_is_an_answer() -> None:

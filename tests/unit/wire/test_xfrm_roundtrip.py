@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.unit.wire import xfrm_strategies as some
 from tests.unit.wire.golden_bytes import parts
-from tunsec.model.names import Mark, Proto, Reqid, Spi
+from tunsec.model.names import Mark, Proto, Reqid
 from tunsec.model.sa import Replay, Sa, SaDirection, SaDrops, SaId, Usage
 from tunsec.model.secret import Secret
 from tunsec.model.sp import Sp

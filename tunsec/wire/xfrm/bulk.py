@@ -52,6 +52,15 @@ class _SaShape(NamedTuple):
     tail: bytes
 
 
+class _SaIdShape(NamedTuple):
+    """A DELSA cut at sequence, dst, SPI and mark."""
+
+    pack: struct.Struct
+    head: bytes
+    portid: bytes
+    tail: bytes
+
+
 class _SpShape(NamedTuple):
     """A NEWPOLICY or UPDPOLICY with one template, no flags, interface or offload,
     cut at sequence, dst, src, prefixes, template and mark."""
@@ -78,11 +87,12 @@ class _SpIdShape(NamedTuple):
 class Packer:
     """Packs requests; `portid` goes into every header and comes back in notifications."""
 
-    __slots__ = ("_portid", "_sa_shapes", "_sp_id_shapes", "_sp_shapes")
+    __slots__ = ("_portid", "_sa_id_shapes", "_sa_shapes", "_sp_id_shapes", "_sp_shapes")
 
     def __init__(self, *, portid: int = 0) -> None:
         self._portid = portid
         self._sa_shapes: dict[tuple[object, ...], _SaShape] = {}
+        self._sa_id_shapes: dict[tuple[object, ...], _SaIdShape] = {}
         self._sp_shapes: dict[tuple[object, ...], _SpShape] = {}
         self._sp_id_shapes: dict[tuple[object, ...], _SpIdShape] = {}
 
@@ -135,9 +145,20 @@ class Packer:
         )
 
     def remove_sa(self, sa_id: SaId, seq: int) -> bytes:
-        """DELSA."""
-        return encode_message(
-            Msg.DELSA, encode_sa_id(sa_id), flags=_DELETE, seq=seq, portid=self._portid
+        """DELSA; raises Malformed."""
+        dst, mark = sa_id.dst, sa_id.mark
+        key = (dst.__class__, sa_id.proto, mark is None)
+        shape = self._sa_id_shapes.get(key)
+        if shape is None:
+            shape = self._sa_id_shapes[key] = self._sa_id_shape(sa_id)
+        return shape.pack.pack(
+            shape.head,
+            seq.to_bytes(4, byteorder),
+            shape.portid,
+            dst.packed if dst.__class__ is IPv6Address else int(dst),
+            sa_id.spi,
+            shape.tail,
+            b"" if mark is None else _mark_bytes(mark),
         )
 
     def add_sp(self, sp: Sp, seq: int) -> bytes:
@@ -172,6 +193,15 @@ class Packer:
             src.prefixlen,
             shape.tail,
             b"" if mark is None else _mark_bytes(mark),
+        )
+
+    def _sa_id_shape(self, sa_id: SaId) -> _SaIdShape:
+        payload = encode_sa_id(replace(sa_id, mark=None))
+        whole = encode_message(Msg.DELSA, payload, flags=_DELETE, seq=0, portid=self._portid)
+        head, tail, mark_bytes = _with_mark(whole, sa_id.mark, after=36)
+        address = _address_code(sa_id.dst)
+        return _SaIdShape(
+            struct.Struct(f">8s4s4s{address}I{len(tail)}s{mark_bytes}s"), head, whole[12:16], tail
         )
 
     def _sa_shape(self, sa: Sa) -> _SaShape:

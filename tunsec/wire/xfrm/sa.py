@@ -13,7 +13,14 @@ from tunsec.model.aead import Aead
 from tunsec.model.names import Address, IfId, Mark, Proto, Reqid, Spi
 from tunsec.model.sa import Replay, Sa, SaDirection, SaDrops, SaId, Usage
 from tunsec.model.secret import Secret
-from tunsec.wire.netlink import Buffer, Malformed, RawAttribute, attributes, encode_attribute
+from tunsec.wire.netlink import (
+    ATTRIBUTE,
+    Buffer,
+    Malformed,
+    RawAttribute,
+    attributes,
+    encode_attribute,
+)
 from tunsec.wire.xfrm.algorithms import (
     ALGORITHM_ATTRS,
     ALGORITHM_TYPES,
@@ -218,10 +225,21 @@ Found = Mapping[int, tuple[int, int]]
 
 
 def find_attributes(buffer: Buffer, start: int, end: int) -> dict[int, tuple[int, int]]:
-    """Attributes by type; of repeated ones the last counts, as for the kernel."""
-    return {
-        kind & _TYPE_MASK: (first, last) for kind, first, last in attributes(buffer, start, end)
-    }
+    """Attributes by type; of repeated ones the last counts, as for the kernel.
+
+    A loop of its own rather than `attributes`, for a dump comes here for every SA and SP.
+    """
+    found: dict[int, tuple[int, int]] = {}
+    unpack, at = ATTRIBUTE.unpack_from, start
+    while at < end:
+        if end - at < 4:
+            raise Malformed(f"attribute header cut off at byte {at} of {end}")
+        length, kind = unpack(buffer, at)
+        if length < 4 or at + length > end:
+            raise Malformed(f"attribute {kind} at byte {at} claims {length} of {end - at} bytes")
+        found[kind & _TYPE_MASK] = (at + 4, at + length)
+        at += (length + 3) & ~3
+    return found
 
 
 def build_sa(
