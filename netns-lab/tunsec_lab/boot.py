@@ -6,7 +6,6 @@ what it shall do and, at the end, the exit status.
 """
 
 import contextlib
-import ctypes
 import fcntl
 import os
 import selectors
@@ -25,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
+from tunsec_lab.children import die_with_parent
 from tunsec_lab.errors import LabError
 from tunsec_lab.image import BOOT_PROGRAM, GUEST
 from tunsec_lab.kernel import Clock
@@ -33,7 +33,6 @@ EXIT_TIMEOUT: Final = 124
 EXIT_LAB_FAILED: Final = 125
 CHUNK_BYTES: Final = 65536
 CONSOLE_LINES: Final = 40
-PR_SET_PDEATHSIG: Final = 1
 KERNEL_TIME: Final = {
     Clock.REAL: (),
     Clock.VIRTUAL: ("time-travel=inf-cpu",),
@@ -209,12 +208,8 @@ def start(run: GuestRun, run_dir: Path, *, consoles: list[str], fds: tuple[int, 
         # Without a HOME the kernel dies at its first user process.
         env={"PATH": "/usr/bin:/bin", "HOME": str(run_dir), **memory_folder(run.memory)},
         start_new_session=True,
-        preexec_fn=die_with_parent,
+        preexec_fn=lambda: die_with_parent(signal.SIGKILL),
     )
-
-
-def die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def memory_folder(memory: str) -> dict[str, str]:

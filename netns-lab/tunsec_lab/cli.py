@@ -4,6 +4,7 @@ import argparse
 import fcntl
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -252,11 +253,17 @@ def split_command(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return list(arguments[:cut]), list(arguments[cut + 1 :])
 
 
+def stop_building(*_: object) -> None:
+    """SIGTERM ends a build as Ctrl-C does; a running guest has handlers of its own."""
+    raise KeyboardInterrupt("SIGTERM")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     ours, command = split_command(sys.argv[1:] if arguments is None else arguments)
     top = parser()
     options = top.parse_args(ours)
     cache = Cache(cache_root(), Progress(quiet=options.quiet))
+    signal.signal(signal.SIGTERM, stop_building)
     try:
         match options.action:
             case "exec":
@@ -274,6 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LabError as error:
         print(f"lab: {error}", file=sys.stderr)
         return EXIT_LAB_FAILED
-    except KeyboardInterrupt:
-        print("lab: interrupted; the next run goes on from here", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stopped:
+        name = "SIGTERM" if stopped.args else "SIGINT"
+        print(f"lab: stopped by {name}; the next build goes on from here", file=sys.stderr)
+        return 128 + signal.Signals[name]

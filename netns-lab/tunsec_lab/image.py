@@ -8,6 +8,7 @@ from typing import Final
 
 from tunsec_lab.apt import KEYRING, mirror, need_programs
 from tunsec_lab.cache import Cache, digest, remove_tree
+from tunsec_lab.children import run_to_end
 from tunsec_lab.errors import LabError
 
 SUITE: Final = "trixie"
@@ -108,10 +109,8 @@ def make_archive(cache: Cache, archive: Path, *, log: Path) -> None:
     ]
     cache.progress.say(f"image: {len(PACKAGES)} packages and what they need, log in {log}")
     with log.open("w") as file:
-        done = subprocess.run(
-            command, check=False, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT
-        )
-    if done.returncode:
+        status = run_to_end(command, output=file)
+    if status:
         lines = "\n".join(f"  {line}" for line in log.read_text().splitlines()[-15:])
         raise LabError(
             f"mmdebstrap failed:\n{lines}",

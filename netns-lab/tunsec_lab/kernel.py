@@ -16,6 +16,7 @@ from typing import Final
 
 from tunsec_lab.apt import KEYRING, Apt, need_programs
 from tunsec_lab.cache import Cache, Stages, digest, remove_tree
+from tunsec_lab.children import child, run_to_end
 from tunsec_lab.errors import LabError
 
 FOLDER: Final = Path(__file__).resolve().parent.parent / "kernel"
@@ -295,10 +296,8 @@ def git(tree: Path, *arguments: str) -> str:
 
 def run_logged(command: list[str], log: Path) -> None:
     with log.open("a") as file:
-        done = subprocess.run(
-            command, check=False, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT
-        )
-    if done.returncode:
+        status = run_to_end(command, output=file)
+    if status:
         raise failed_build(command, log, log.read_text(errors="replace").splitlines())
 
 
@@ -306,17 +305,7 @@ def compile_kernel(cache: Cache, command: list[str], log: Path) -> None:
     """Runs make with a progress line every so many objects."""
     objects = 0
     tail: deque[str] = deque(maxlen=30)
-    with (
-        log.open("a") as file,
-        subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-        ) as make,
-    ):
+    with log.open("a") as file, child(command, stdout=subprocess.PIPE) as make:
         assert make.stdout is not None
         for line in make.stdout:
             file.write(line)
