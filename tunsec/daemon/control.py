@@ -295,8 +295,8 @@ class ControlServer:
         status = self._target.status()
         return tuple(
             f"{one.flow} {one.peer}: {one.reason or one.state}"
-            for one in status.unprotected
-            if flow is None or one.flow == flow
+            for one in status.flows
+            if not one.protected and (one.declared if flow is None else one.flow == flow)
         )
 
     def _check_flow(self, flow: str | None) -> None:

@@ -154,6 +154,7 @@ def _retired(engine: Engine) -> Iterator[FlowStatus]:
                 state=Phase.BLOCKED,
                 reason=f"no longer in the policy; `tunsec release {gone.flow}` opens it",
                 protected=False,
+                declared=False,
             )
 
 

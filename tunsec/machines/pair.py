@@ -325,7 +325,8 @@ def _peer_confirmed(
             state = replace(state, must_answer=True)
             continue
         spent = flow.spent | {(keyed.own_offer, keyed.spi)}
-        state = _with(state, replace(flow, spent=spent))
+        # A peer that offers SAs of a child has it: what it did not take before it may take now.
+        state = _with(state, replace(flow, spent=spent, failures=0, retry_at=None))
         wanted.append(keyed)
     if wanted:
         actions.append(InstallOutbound(tuple(wanted)))

@@ -43,6 +43,8 @@ class FlowStatus:
     state: str
     reason: str
     protected: bool
+    declared: bool = True
+    """False for a flow that the policy dropped: it stays blocked until it is released."""
     spi_in: str | None = None
     spi_out: str | None = None
     aead: str | None = None
@@ -123,8 +125,8 @@ class Status:
 
     @property
     def unprotected(self) -> tuple[FlowStatus, ...]:
-        """Flows that are blocked."""
-        return tuple(flow for flow in self.flows if not flow.protected)
+        """Declared flows that are blocked."""
+        return tuple(flow for flow in self.flows if flow.declared and not flow.protected)
 
 
 @dataclass(frozen=True, slots=True)

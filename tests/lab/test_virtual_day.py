@@ -1,0 +1,92 @@
+"""A day in virtual time: real kernel, real daemons, default rekey of an hour, a probe a second."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tunsec_lab.capture import LeakWatch
+from tunsec_lab.cluster import Cluster
+from tunsec_lab.host import Host, Lab
+from tunsec_lab.packets import protect
+from tunsec_lab.probe import Probe
+
+DAY = 86_400
+ROLLOVERS = 24
+"""At least: an hour each, and a little early by the jitter."""
+
+
+@pytest.mark.needs("esp-ipv4", "esn", "vxlan", "bridge", "nft-inet", "nft-netdev-egress")
+@pytest.mark.virtual_time
+@pytest.mark.timeout(900)
+def test_a_day_of_hourly_rekeys_loses_leaks_and_leaves_nothing() -> None:
+    with Lab("two-hosts", overlays_up=False) as lab:
+        a, b = lab.hosts.values()
+        red = b.overlay_addresses("red")[0]
+        with LeakWatch(lab, protected=[protect("vxlan")]) as watch:
+
+            def clear() -> None:
+                for host in (a, b):
+                    host.raise_overlays()
+                assert a.reaches(red)
+
+            watch.prove_sees(clear)
+            for host in (a, b):
+                host.ip(*(f"link set {each.device} down" for each in lab.overlays_of(host)))
+            cluster = Cluster(lab)
+            cluster.start_all()
+            for host in (a, b):
+                host.raise_overlays()
+            with Probe(a, b, to=red, rate=1, count=2 * 3600) as warm:
+                warm.wait()
+            assert warm.report.lost == 0
+            early = leftovers(cluster)
+            with Probe(a, b, to=red, rate=1, count=DAY) as probe:
+                probe.wait()
+            late = leftovers(cluster)
+            watch.assert_closed()
+            assert (probe.report.sent, probe.report.lost) == (DAY, 0)
+            assert len(watch.report().esp_flows) >= 2 * 2 * ROLLOVERS
+        for host in (a, b):
+            status = cluster.status(host)
+            assert all(flow.rekeys >= 2 * ROLLOVERS for flow in status.flows)
+            assert status.drift == type(status.drift)()
+            assert not status.warnings
+        print(f"after 2 h {early}\nafter 26 h {late}")
+        for name, before in early.items():
+            after = late[name]
+            slack = 2048 if "KiB" in name else 4 if "SAs" in name else 0
+            assert after <= before + slack, f"{name}: {before} then {after}"
+
+
+def leftovers(cluster: Cluster) -> Counter[str]:
+    """What could pile up: SAs, SPs, files, open files, memory."""
+    found: Counter[str] = Counter()
+    for host in cluster.lab.hosts.values():
+        count = {
+            "SAs": len(lines(host, "state")),
+            "SPs": len(lines(host, "policy")),
+            "private keys": status_keys(cluster, host),
+            "open files": len(list(Path(f"/proc/{cluster.daemons[host.name].pid}/fd").iterdir())),
+            "KiB": resident(cluster.daemons[host.name].pid),
+            "state files": len(list(host.state_dir.iterdir())),
+        }
+        found.update({f"{host.name}: {name}": number for name, number in count.items()})
+    found["directory files"] = sum(path.is_file() for path in cluster.directory.rglob("*"))
+    return found
+
+
+def lines(host: Host, what: str) -> list[str]:
+    return host.run(["ip", "-o", "xfrm", what]).stdout.splitlines()
+
+
+def status_keys(cluster: Cluster, host: Host) -> int:
+    directory = cluster.status(host).directory
+    assert directory is not None
+    return directory.private_keys_held
+
+
+def resident(pid: int) -> int:
+    """VmRSS in KiB."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1])
