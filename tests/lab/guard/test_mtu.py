@@ -9,13 +9,20 @@ from tunsec.plan.mtu import overlay_mtu
 
 pytestmark = pytest.mark.skipif(missing_esp() is not None, reason=str(missing_esp()))
 
+GCM, CHACHA20 = AEADS
 PING_HEADERS = 28  # IPv4 and ICMP
 
 
-@pytest.mark.parametrize("aead", AEADS, ids=["aes-gcm", "chacha20"])
-@pytest.mark.parametrize("underlay", [1500, 1503])
-@pytest.mark.parametrize("version", [4, 6], ids=["ipv4", "ipv6"])
-@pytest.mark.parametrize("kind", [Kind.VXLAN, Kind.GENEVE], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "version", "underlay", "aead"),
+    [
+        (Kind.VXLAN, 4, 1500, GCM),
+        (Kind.VXLAN, 6, 1500, CHACHA20),
+        (Kind.VXLAN, 4, 1503, CHACHA20),
+        (Kind.GENEVE, 4, 1500, CHACHA20),
+        (Kind.GENEVE, 6, 1503, GCM),
+    ],
+)
 def test_full_size_packets_fit_and_larger_ones_do_not(
     kind: Kind, version: int, underlay: int, aead: str
 ) -> None:
