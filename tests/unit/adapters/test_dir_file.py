@@ -3,6 +3,7 @@
 # ruff: noqa: ASYNC240 - these scenarios have the loop to themselves
 
 import asyncio
+import shutil
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -263,15 +264,19 @@ def test_a_folder_made_anew_gets_back_what_was_published(root: Path) -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("deleted", [False, True])
 @pytest.mark.parametrize("part", ["offers", "confirmations", "confirmations/db1"])
-def test_only_a_part_made_anew(root: Path, part: str) -> None:
+def test_only_a_part_made_anew(root: Path, part: str, deleted: bool) -> None:
     async def scenario() -> None:
         host = Host(root, "db1")
         async with running(host):
             await host.watching()
             host.publish(("offers/db1", b"mine"))
             await host.until(lambda: host.answers == [None])
-            (root / part).rename(root / "aside")
+            if deleted:  # the next folder may get the same inode number
+                shutil.rmtree(root / part, ignore_errors=True)  # the host is quick
+            else:
+                (root / part).rename(root / "aside")
             await host.until(lambda: (root / part).exists())
             await host.until(lambda: (root / "offers" / "db1").exists())
             await host.watching()
