@@ -30,6 +30,7 @@ ICMPV6_ERRORS: Final = frozenset({1, 2, 3, 4})
 IKE_PORT: Final = 500
 NAT_T_PORT: Final = 4500
 NON_ESP_MARKER: Final = bytes(4)  # RFC 3948 section 2.2
+LONGEST_ESP_START: Final = ETHERNET_BYTES + 40 + 4  # up to the SPI behind an IPv6 header
 FRAGMENTS_KEPT: Final = 4096
 EXAMPLES_KEPT: Final = 20
 OTHERS_KEPT: Final = 64
@@ -186,7 +187,9 @@ class Classifier:
         counts = self.counts
         ethertype = frame[12:14]
         # The two ways nearly every packet of a protected wire looks, first.
-        if ethertype == b"\x08\x00" and frame[23] == ESP and frame[14] == 0x45:
+        if len(frame) < LONGEST_ESP_START:
+            pass
+        elif ethertype == b"\x08\x00" and frame[23] == ESP and frame[14] == 0x45:
             if not frame[20] & 0x1F and not frame[21]:
                 counts.esp[frame[26:38]] += 1
                 return Verdict.ESP

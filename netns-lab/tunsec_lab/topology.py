@@ -202,7 +202,6 @@ def read_overlay(label: str, spot: Reader, hosts: tuple[HostSpec, ...]) -> Overl
     kind = spot.take("kind", lambda text: OverlayKind(str(text)))
     vni = spot.take("vni", number(VNI_RANGE))
     family = spot.take("family", lambda text: Family(str(text)), Family.IPV4)
-    members = spot.take("members", mapping)
     overlay = Overlay(
         name=label,
         kind=kind,
@@ -211,7 +210,7 @@ def read_overlay(label: str, spot: Reader, hosts: tuple[HostSpec, ...]) -> Overl
         port=spot.take("port", number(PORT_RANGE), kind.port),
         mtu=spot.take("mtu", number(MTU_RANGE)),
         device=spot.take("device", device_name, f"{'vx' if kind == 'vxlan' else 'gnv'}{vni}"),
-        members={name: interfaces(addresses) for name, addresses in members.items()},
+        members=spot.take("members", read_members),
     )
     if len(overlay.members) < 2:
         raise LabError(f"{spot.where}.members: an overlay needs two or more")
@@ -222,6 +221,10 @@ def read_overlay(label: str, spot: Reader, hosts: tuple[HostSpec, ...]) -> Overl
         if underlay.get(name) is None:
             raise LabError(f"{spot.where}.members.{name}: no such host with an {family} address")
     return overlay
+
+
+def read_members(value: object) -> dict[str, tuple[Interface, ...]]:
+    return {name: interfaces(addresses) for name, addresses in mapping(value).items()}
 
 
 def port_name(host: str, link: str) -> str:

@@ -1,0 +1,52 @@
+"""What the probe's receiver makes of the numbers it hears."""
+
+import random
+
+from tunsec_lab.carrier import link_states
+from tunsec_lab.faults import Impairment
+from tunsec_lab.probe import PACKET, Tally
+
+MILLISECOND = 1_000_000
+
+
+def heard(*numbers: int) -> Tally:
+    tally = Tally()
+    for at, number in enumerate(numbers, start=1):
+        tally.take(PACKET.pack(number, at * MILLISECOND), at * MILLISECOND)
+    return tally
+
+
+def test_in_order() -> None:
+    assert heard(0, 1, 2).summary() == {
+        "received": 3,
+        "duplicated": 0,
+        "reordered": 0,
+        "longest_gap_ms": 1.0,
+        "longest_delay_ms": 0.0,
+    }
+
+
+def test_lost_duplicated_and_reordered() -> None:
+    summary = heard(0, 3, 1, 1, 0, 7).summary()
+    assert (summary["received"], summary["duplicated"], summary["reordered"]) == (4, 2, 1)
+
+
+def test_any_order_counts_each_number_once_and_forgets_what_is_complete() -> None:
+    numbers = list(range(1000))
+    random.Random(1).shuffle(numbers)
+    tally = heard(*numbers, *numbers)
+    assert (tally.received, tally.duplicated) == (1000, 1000)
+    assert tally.seen == set()
+
+
+def test_netem_words() -> None:
+    assert Impairment(loss_percent=1.5).netem() == "loss 1.5%"
+    assert (
+        Impairment(delay_ms=10, jitter_ms=2, reorder_percent=25).netem()
+        == "delay 10ms 2ms reorder 25%"
+    )
+
+
+def test_a_truncated_link_message_is_not_read_past_its_end() -> None:
+    assert list(link_states(b"")) == []
+    assert list(link_states(b"\x10\x00\x00\x00")) == []
