@@ -8,6 +8,7 @@ compared with the time at every use. Revocation lists, once there are any, belon
 """
 
 import hashlib
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -49,6 +50,7 @@ LEAF_USES: Final = frozenset(
 )
 
 UNREADABLE: Final = (
+    Warning,
     ValueError,
     TypeError,
     UnsupportedAlgorithm,
@@ -141,7 +143,10 @@ class Trust:
     def _judge(self, chain: tuple[bytes, ...], path: str) -> _Judged:
         """Everything that does not depend on the time."""
         try:
-            return self._judged_chain([x509.load_der_x509_certificate(der) for der in chain], path)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")  # what the library warns of, RFC 5280 forbids
+                certificates = [x509.load_der_x509_certificate(der) for der in chain]
+                return self._judged_chain(certificates, path)
         except _Unfit as unfit:
             raise RecordRefused(RefusalReason.BAD_CERTIFICATE, path, str(unfit)) from None
         except UNREADABLE as error:  # parts of a certificate are parsed only when they are used

@@ -313,6 +313,21 @@ def test_a_remembered_chain_costs_no_signature() -> None:
     assert trust.judge(own.der_chain, path=PATH, wall_now=NOW).key is first.key
 
 
+def test_a_serial_number_that_rfc_5280_forbids() -> None:
+    der = identity("db1").der_chain[0]
+    serial_at = der.index(b"\x02\x10") + 2 if b"\x02\x10" in der else der.index(b"\x02\x0f") + 2
+    negative = der[:serial_at] + bytes([der[serial_at] | 0x80]) + der[serial_at + 1 :]
+    error = refused_der(negative)
+    assert error.reason is RefusalReason.BAD_CERTIFICATE
+    assert "serial" in error.detail
+
+
+def refused_der(der: bytes) -> RecordRefused:
+    with pytest.raises(RecordRefused) as caught:
+        Trust([ca().certificate]).judge((der,), path=PATH, wall_now=NOW)
+    return caught.value
+
+
 @given(st.lists(st.binary(max_size=60), min_size=1, max_size=3))
 def test_bytes_that_are_no_certificate(chain: list[bytes]) -> None:
     with pytest.raises(RecordRefused) as caught:
