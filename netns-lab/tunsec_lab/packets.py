@@ -310,6 +310,9 @@ class IpLayer:
 
 
 def parse_ip(packet: bytes) -> IpLayer:
+    """Raises IndexError or struct.error if the packet ends within its headers."""
+    if len(packet) < (20 if packet[0] >> 4 == 4 else 40):
+        raise IndexError("shorter than its IP header")
     if packet[0] >> 4 == 4:
         start = (packet[0] & 0x0F) * 4
         bits = int.from_bytes(packet[6:8])
