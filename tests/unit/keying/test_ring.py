@@ -322,7 +322,7 @@ def test_a_host_that_lost_its_count_is_believed_again_when_its_last_offer_has_en
     _, same_life = offer(
         ring("db2"), "db2", wall_now=clock_back - 9, lifetime=9 * 3_600, life=2, draw=1
     )
-    assert refused(reader, "db2", same_life, NOW + 3_700) is RefusalReason.STALE
+    assert refused(reader, "db2", same_life, NOW + 10_900) is RefusalReason.STALE
 
 
 def test_what_was_newest_outlives_the_daemon() -> None:
