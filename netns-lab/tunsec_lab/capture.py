@@ -213,7 +213,8 @@ class LeakWatch:
     def prove_sees(self, action: Callable[[], object]) -> int:
         """With protection off, `action` sends clear packets: this watch must count them.
 
-        They are not held against the scenario. Returns how many there were.
+        Nothing that is on the wire during `action` is held against the scenario, so an action in
+        the middle of one also turns protection off and on again. Returns how many there were.
         """
         self._settle()
         before = self.classifier.counts.copy()

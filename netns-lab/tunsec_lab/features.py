@@ -193,6 +193,10 @@ def try_sock_destroy(where: Scratch) -> None:
     where.command(["ss", "-K", "dst", "192.0.2.99"])
 
 
+def try_ping(where: Scratch) -> None:
+    where.command(["ping", "-q", "-c1", "127.0.0.1"])
+
+
 PROBES: Final[dict[str, Callable[[Scratch], None]]] = {
     "esp-ipv4": try_esp("ipv4"),
     "esp-ipv6": try_esp("ipv6"),
@@ -215,6 +219,7 @@ PROBES: Final[dict[str, Callable[[Scratch], None]]] = {
     "bridge": try_bridge,
     "netem": try_netem,
     "sock-destroy": try_sock_destroy,
+    "ping": try_ping,
 }
 
 
