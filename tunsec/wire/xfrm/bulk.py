@@ -12,9 +12,9 @@ from sys import byteorder
 from typing import Final, NamedTuple
 
 from tunsec.model.names import Address, Mark, Network
-from tunsec.model.sa import UNLIMITED, Sa, SaDrops, SaId, Usage
+from tunsec.model.sa import Sa, SaDrops, SaId, Usage
 from tunsec.model.secret import Secret
-from tunsec.model.sp import Sp, SpId
+from tunsec.model.sp import Sp, SpDirection, SpId
 from tunsec.model.step import AddSa, AddSp, RemoveSa, Step, UpdateSp
 from tunsec.wire.netlink import Flag, Malformed, encode_message
 from tunsec.wire.xfrm.consts import Attr, Msg
@@ -36,6 +36,10 @@ _KEY_AT: Final = _HEADER_BYTES + 300
 _MARK_TYPE: Final = Attr.MARK.value
 _SET_MARK: Final = Attr.SET_MARK.value
 _SET_MARK_MASK: Final = Attr.SET_MARK_MASK.value
+
+
+_Key = tuple[object, ...]
+"""What messages of one shape have in common."""
 
 
 class _SaShape(NamedTuple):
@@ -87,14 +91,26 @@ class _SpIdShape(NamedTuple):
 class Packer:
     """Packs requests; `portid` goes into every header and comes back in notifications."""
 
-    __slots__ = ("_portid", "_sa_id_shapes", "_sa_shapes", "_sp_id_shapes", "_sp_shapes")
+    # The shape used last stands apart: comparing keys is quicker than hashing them, since most
+    # parts of two keys of one shape are the same objects. In and out SPs often come in turn.
+    __slots__ = (
+        "_last_sa", "_last_sp", "_last_sp_id", "_portid",
+        "_sa_id_shapes", "_sa_shapes", "_sp_id_shapes", "_sp_shapes",
+    )  # fmt: skip
 
     def __init__(self, *, portid: int = 0) -> None:
         self._portid = portid
-        self._sa_shapes: dict[tuple[object, ...], _SaShape] = {}
-        self._sa_id_shapes: dict[tuple[object, ...], _SaIdShape] = {}
-        self._sp_shapes: dict[tuple[object, ...], _SpShape] = {}
-        self._sp_id_shapes: dict[tuple[object, ...], _SpIdShape] = {}
+        self._sa_shapes: dict[_Key, _SaShape] = {}
+        self._sa_id_shapes: dict[_Key, _SaIdShape] = {}
+        self._sp_shapes: dict[_Key, _SpShape] = {}
+        self._sp_id_shapes: dict[_Key, _SpIdShape] = {}
+        self._last_sa: tuple[_Key, _SaShape | None] = ((), None)
+        self._last_sp: dict[SpDirection, tuple[_Key, _SpShape | None]] = dict.fromkeys(
+            SpDirection, ((), None)
+        )
+        self._last_sp_id: dict[SpDirection, tuple[_Key, _SpIdShape | None]] = dict.fromkeys(
+            SpDirection, ((), None)
+        )
 
     def pack(self, step: Step, seq: int) -> bytes:
         """The request that carries out a step; raises Malformed."""
@@ -116,9 +132,11 @@ class Packer:
             dst.__class__, src.__class__, sa_id.proto, sa.aead, sa.mode, sa.selector, sa.lifetimes,
             sa.replay, sa.flags, sa.if_id, sa.offload, sa.direction, sa.cpu,
         )  # fmt: skip
-        shape = self._sa_shapes.get(key)
-        if shape is None:
-            shape = self._sa_shapes[key] = self._sa_shape(sa)
+        last, shape = self._last_sa
+        if shape is None or key != last:
+            found = self._sa_shapes.get(key)
+            shape = self._sa_shapes[key] = found or self._sa_shape(sa)
+            self._last_sa = key, shape
         raw = b"" if secret is None or secret.wiped else secret.reveal()
         if len(raw) != shape.key_bytes:
             raise Malformed(f"SA {sa_id} needs {shape.key_bytes} bytes of key and salt")
@@ -173,14 +191,16 @@ class Packer:
         """DELPOLICY; raises Malformed."""
         selector, mark = sp_id.selector, sp_id.mark
         src, dst, sport, dport = selector.src, selector.dst, selector.sport, selector.dport
+        direction = sp_id.direction
         key = (
             src.__class__, dst.__class__, sport.port, sport.mask, dport.port, dport.mask,
-            selector.proto, selector.ifindex, selector.user, sp_id.direction, sp_id.if_id,
-            mark is None,
+            selector.proto, selector.ifindex, selector.user, direction, sp_id.if_id, mark is None,
         )  # fmt: skip
-        shape = self._sp_id_shapes.get(key)
-        if shape is None:
-            shape = self._sp_id_shapes[key] = self._sp_id_shape(sp_id)
+        last, shape = self._last_sp_id[direction]
+        if shape is None or key != last:
+            found = self._sp_id_shapes.get(key)
+            shape = self._sp_id_shapes[key] = found or self._sp_id_shape(sp_id)
+            self._last_sp_id[direction] = key, shape
         wide = src.__class__ is IPv6Network
         return shape.pack.pack(
             shape.head,
@@ -234,7 +254,7 @@ class Packer:
 
     def _sp(self, kind: int, sp: Sp, seq: int) -> bytes:
         sp_id = sp.id
-        selector, mark, lifetimes = sp_id.selector, sp_id.mark, sp.lifetimes
+        selector, mark = sp_id.selector, sp_id.mark
         if (
             len(sp.templates) != 1 or sp.flags or sp.offload is not None
             or selector.ifindex or selector.user or sp_id.if_id is not None
@@ -243,16 +263,18 @@ class Packer:
         template = sp.templates[0]
         src, dst, sport, dport = selector.src, selector.dst, selector.sport, selector.dport
         sender, receiver = template.src, template.dst
+        direction = sp_id.direction
         key = (
             kind, src.__class__, dst.__class__, sport.port, sport.mask, dport.port, dport.mask,
-            selector.proto, sp_id.direction, mark is None, sp.priority, sp.action,
-            None if lifetimes is UNLIMITED else lifetimes,
+            selector.proto, direction, mark is None, sp.priority, sp.action, sp.lifetimes,
             sender.__class__, receiver.__class__,
             template.proto, template.mode, template.optional,
         )  # fmt: skip
-        shape = self._sp_shapes.get(key)
-        if shape is None:
-            shape = self._sp_shapes[key] = self._sp_shape(kind, sp)
+        last, shape = self._last_sp[direction]
+        if shape is None or key != last:
+            found = self._sp_shapes.get(key)
+            shape = self._sp_shapes[key] = found or self._sp_shape(kind, sp)
+            self._last_sp[direction] = key, shape
         wide, wide_template = src.__class__ is IPv6Network, sender.__class__ is IPv6Address
         return shape.pack.pack(
             shape.head,
