@@ -2,11 +2,14 @@
 
 import heapq
 from collections.abc import Hashable
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from tunsec.model.clock import Deadline, Instant
 
 K = TypeVar("K", bound=Hashable)
+
+SLACK: Final = 64
+"""Replaced deadlines that may lie in the heap besides as many as there are keys."""
 
 
 class Alarms(Generic[K]):
@@ -27,6 +30,15 @@ class Alarms(Generic[K]):
         self._at[key] = deadline
         self._order += 1
         heapq.heappush(self._heap, (deadline.at, self._order, key))
+        if len(self._heap) > 2 * len(self._at) + SLACK:
+            self._drop_replaced()
+
+    def _drop_replaced(self) -> None:
+        """Deadlines that were moved far too often would otherwise stay until their hour comes."""
+        self._heap = [
+            (deadline.at, order, key) for order, (key, deadline) in enumerate(self._at.items())
+        ]
+        heapq.heapify(self._heap)
 
     def get(self, key: K) -> Deadline | None:
         """The deadline of a key."""
