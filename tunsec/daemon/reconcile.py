@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from tunsec.machines.facts import Adopted, AdoptedSa
 from tunsec.machines.flow import FlowState
 from tunsec.model.flow import Child, ChildId
-from tunsec.model.names import Reqid, Spi
+from tunsec.model.names import Address, Reqid, Spi
 from tunsec.model.ownership import PRIORITY_BLOCK, is_our_sa, is_our_sp
 from tunsec.model.sa import UNLIMITED, Sa, SaDirection, SaId
 from tunsec.model.sp import Sp, SpAction, SpDirection, SpId
@@ -151,12 +151,29 @@ def overtaken(children: Iterable[Child], have: Image) -> tuple[tuple[ChildId, Sp
     ]
     if not foreign:
         return ()
+    by_remote: dict[Address, list[Child]] = {}
+    for child in children:
+        by_remote.setdefault(child.id.remote, []).append(child)
     return tuple(
         (child.id, sp)
-        for child in children
         for sp in foreign
+        for child in _behind(sp, by_remote)
         if any(_overlap(sp, selector_sp) for selector_sp in _own_sps(child))
     )
+
+
+def _behind(sp: Sp, by_remote: Mapping[Address, list[Child]]) -> Iterable[Child]:
+    """Children whose remote address an SP covers: a thousand of each must not be a million."""
+    selector = sp.id.selector
+    network = selector.dst if sp.id.direction is SpDirection.OUT else selector.src
+    if network.prefixlen == network.max_prefixlen:
+        return by_remote.get(network.network_address, ())
+    return [
+        child
+        for remote, children in by_remote.items()
+        if remote.version == network.version and remote in network
+        for child in children
+    ]
 
 
 def _own_sps(child: Child) -> tuple[Sp, ...]:
