@@ -3,24 +3,25 @@
 A child that fails is undone by itself; the others of the same order go on.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import errno
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from tunsec.machines.facts import (
+    Carried,
     InboundInstalled,
-    InboundRefused,
     Keyed,
-    OutboundRefused,
+    NotInstalled,
     OutboundSwitched,
     UsageRead,
 )
 from tunsec.machines.orders import InstallInbound, InstallOutbound, ReadUsage
 from tunsec.machines.pair import PairEvent
 from tunsec.model.aead import Aead
-from tunsec.model.errors import Refused
+from tunsec.model.errors import Refused, Unavailable
 from tunsec.model.flow import Child, ChildId
-from tunsec.model.names import OfferSeq, Spi
+from tunsec.model.names import OfferSeq, Spi, spi_hex
 from tunsec.model.ownership import is_our_sp
 from tunsec.model.sa import Sa, SaDirection, SaId
 from tunsec.model.secret import Secret
@@ -29,7 +30,7 @@ from tunsec.model.step import AddSa, AddSp, RemoveSa, RemoveSp, Step, UpdateSp
 from tunsec.plan.compare import sa_matches, sp_matches
 from tunsec.plan.order import inverted
 from tunsec.plan.sas import inbound_sa, outbound_sa
-from tunsec.policy.desired import outbound_sps
+from tunsec.policy.desired import inbound_sps, outbound_sps
 from tunsec.ports import Entropy, Kernel
 
 DRAWS: Final = 4
@@ -61,6 +62,16 @@ class _Job:
     sa: Sa
 
 
+@dataclass(slots=True)
+class _Used:
+    """What was made under one own offer: making it again would make the same key again."""
+
+    drawn: set[int] = field(default_factory=set)
+    """SPIs of inbound SAs."""
+    derived: set[tuple[ChildId, Spi]] = field(default_factory=set)
+    """Outbound SAs, refused ones too."""
+
+
 def inbound_id(child: Child, spi: Spi) -> SaId:
     """The SAD id of an inbound SA of a child."""
     return SaId(child.id.local, spi)
@@ -72,7 +83,10 @@ def outbound_id(child: Child, spi: Spi) -> SaId:
 
 
 class Installer:
-    """Performs the orders of pair machines on one kernel."""
+    """Performs the orders of pair machines on one kernel.
+
+    A kernel that cannot be asked refuses: every order is answered, and the machines try again.
+    """
 
     def __init__(
         self,
@@ -86,163 +100,232 @@ class Installer:
         self._keys = keys
         self._entropy = entropy
         self._children = children
-        self._drawn: dict[OfferSeq, set[int]] = {}
+        self._used: dict[OfferSeq, _Used] = {}
 
     def forget(self, own_offer: OfferSeq) -> None:
         """An offer of ours is wiped: no key can come from it again."""
-        self._drawn.pop(own_offer, None)
+        self._used.pop(own_offer, None)
+
+    # Inbound
 
     def install_inbound(self, order: InstallInbound) -> list[PairEvent]:
         """New inbound SAs under two offers, each with an SPI drawn here."""
-        refused: list[PairEvent] = []
+        refused: list[NotInstalled] = []
         jobs: list[_Job] = []
+        strangers = self._strangers(order.children)
         for child_id in order.children:
-            child = self._children(child_id)
-            if child is None:
-                continue
             try:
-                jobs.append(self._inbound_job(child, order.own_offer, order.peer_offer))
+                if child_id in strangers:
+                    raise Refused("installing", reason=strangers[child_id])
+                jobs.append(self._inbound_job(child_id, order))
             except Refused as error:
-                refused.append(InboundRefused((child_id,), str(error)))
-        installed = self._add_all(jobs, SaDirection.INBOUND, order, refused)
-        found = self._read_sas([job.sa.id for job in installed])
-        keyed: list[Keyed] = []
-        for job in installed:
-            actual = found.get(job.sa.id)
-            if actual is not None and sa_matches(job.sa, actual):
-                keyed.append(job.keyed)
-            else:
-                self._kernel.apply([RemoveSa(job.sa.id)])
-                reason = f"the kernel does not hold SA {job.sa.id} as asked"
-                refused.append(InboundRefused((job.child.id,), reason))
-        return [*([InboundInstalled(tuple(keyed))] if keyed else []), *refused]
+                refused.append(NotInstalled(child_id, str(error)))
+        standing = self._read_back(self._add_all(jobs, order, refused), refused)
+        return [InboundInstalled(tuple(job.keyed for job in standing), tuple(refused))]
 
-    def _inbound_job(self, child: Child, own: OfferSeq, peer: OfferSeq) -> _Job:
-        aead = self._keys.aead(child, peer)
-        keyed = Keyed(child.id, self._draw(own), aead, own, peer)
+    def _strangers(self, children: Sequence[ChildId]) -> dict[ChildId, str]:
+        """Children whose inbound SPs are another program's: what they decrypt would go nowhere."""
+        wanted = {
+            sp.id: child_id
+            for child_id in children
+            if (child := self._children(child_id)) is not None
+            for sp in inbound_sps(child)
+        }
+        try:
+            found = read_sps(self._kernel, wanted)
+        except (Refused, Unavailable) as error:
+            return dict.fromkeys(children, str(error))
+        return {
+            wanted[sp_id]: f"another program's SP stands under {sp_id}"
+            for sp_id, sp in found.items()
+            if not is_our_sp(sp)
+        }
+
+    def _inbound_job(self, child_id: ChildId, order: InstallInbound) -> _Job:
+        child = self._known(child_id)
+        aead = self._keys.aead(child, order.peer_offer)
+        spi = self._draw(order.own_offer)
+        keyed = Keyed(child_id, spi, aead, order.own_offer, order.peer_offer)
         key = self._keys.inbound_key(keyed)
-        return _Job(keyed, child, inbound_sa(child, keyed.spi, aead=aead, key=key))
+        return _Job(keyed, child, inbound_sa(child, spi, aead=aead, key=key))
+
+    def _known(self, child_id: ChildId) -> Child:
+        child = self._children(child_id)
+        if child is None:
+            raise Refused("installing", reason=f"the policy has no {child_id}")
+        return child
 
     def _draw(self, own: OfferSeq) -> Spi:
         """An SPI never used before under this offer: the same SPI would give the same key."""
-        drawn = self._drawn.setdefault(own, set())
+        drawn = self._used.setdefault(own, _Used()).drawn
         while (spi := self._entropy.spi()) in drawn:
             pass
         drawn.add(spi)
         return Spi(spi)
 
     def _add_all(
-        self,
-        jobs: list[_Job],
-        direction: SaDirection,
-        order: InstallInbound,
-        refused: list[PairEvent],
+        self, jobs: list[_Job], order: InstallInbound, refused: list[NotInstalled]
     ) -> list[_Job]:
         """Add SAs; an SPI that somebody else uses is drawn again."""
-        installed: list[_Job] = []
+        added: list[_Job] = []
         for attempt in range(DRAWS):
-            answers = self._add(jobs, direction)
+            answers = self._add(jobs, SaDirection.INBOUND)
             again: list[_Job] = []
             for job, answer in zip(jobs, answers, strict=True):
                 if answer is None:
-                    installed.append(job)
-                elif answer.errno == 17 and attempt + 1 < DRAWS:  # EEXIST
-                    again.append(self._inbound_job(job.child, order.own_offer, order.peer_offer))
+                    added.append(job)
+                elif answer.errno == errno.EEXIST and attempt + 1 < DRAWS:
+                    again.append(self._inbound_job(job.child.id, order))
                 else:
-                    refused.append(InboundRefused((job.child.id,), str(answer)))
+                    refused.append(NotInstalled(job.child.id, str(answer)))
             jobs = again
             if not jobs:
                 break
-        return installed
+        return added
+
+    # Outbound
+
+    def install_outbound(self, order: InstallOutbound) -> list[PairEvent]:
+        """The twins of confirmed SAs, then the switch of the SPs that pin them."""
+        refused: list[NotInstalled] = []
+        jobs: list[_Job] = []
+        for keyed in order.sas:
+            try:
+                jobs.append(self._outbound_job(keyed))
+            except Refused as error:
+                refused.append(NotInstalled(keyed.child, str(error)))
+        added: list[_Job] = []
+        for job, answer in zip(jobs, self._add(jobs, SaDirection.OUTBOUND), strict=True):
+            if answer is None:
+                added.append(job)
+            else:
+                refused.append(NotInstalled(job.child.id, str(answer)))
+        standing = self._read_back(added, refused)
+        switched = [job.keyed for job in standing if self._switched(job, refused)]
+        return [OutboundSwitched(tuple(switched), tuple(refused))]
+
+    def _outbound_job(self, keyed: Keyed) -> _Job:
+        key = self._outbound_key(keyed)
+        try:
+            child = self._known(keyed.child)
+            if keyed.aead not in child.aeads:
+                raise Refused(f"AEAD {keyed.aead}", reason="the policy does not allow it")
+        except Refused:
+            key.wipe()
+            raise
+        return _Job(keyed, child, outbound_sa(child, keyed.spi, aead=keyed.aead, key=key))
+
+    def _outbound_key(self, keyed: Keyed) -> Secret:
+        """Law 3: a record may be read again, after a policy came and went too; a key is made once.
+
+        What was refused once is refused for good: the peer counts on it.
+        """
+        used = self._used.get(keyed.own_offer)
+        name = (keyed.child, keyed.spi)
+        if used is not None and name in used.derived:
+            raise Refused(f"SA {spi_hex(keyed.spi)}", reason="its key was made before")
+        key = self._keys.outbound_key(keyed)
+        self._used.setdefault(keyed.own_offer, _Used()).derived.add(name)
+        return key
+
+    def _switched(self, job: _Job, refused: list[NotInstalled]) -> bool:
+        """Pin the new SA in the outbound SPs of a child; all of them or none."""
+        problem = self._pin(job)
+        if problem is None:
+            return True
+        self.remove([job.sa.id])
+        refused.append(NotInstalled(job.child.id, problem))
+        return False
+
+    def _pin(self, job: _Job) -> str | None:
+        """None, or why the SPs do not pin it."""
+        wanted = outbound_sps(job.child, job.keyed.spi)
+        steps: list[Step] = []
+        try:
+            found = read_sps(self._kernel, [sp.id for sp in wanted])
+            for sp in wanted:
+                before = found.get(sp.id)
+                if before is not None and not is_our_sp(before):
+                    return f"another program's SP stands under {sp.id}"
+                steps.append(AddSp(sp) if before is None else UpdateSp(sp, before))
+            return perform(self._kernel, steps)
+        except (Refused, Unavailable) as error:
+            return str(error)
+
+    # Both
 
     def _add(self, jobs: Sequence[_Job], direction: SaDirection) -> list[Refused | None]:
-        answers = self._kernel.apply([AddSa(job.sa, direction) for job in jobs])
+        answers = self._apply([AddSa(job.sa, direction) for job in jobs])
         for job in jobs:
             if job.sa.key is not None:
                 job.sa.key.wipe()
         return answers
 
-    def install_outbound(self, order: InstallOutbound) -> list[PairEvent]:
-        """The twins of confirmed SAs, then the switch of the SPs that pin them."""
-        events: list[PairEvent] = []
-        jobs: list[_Job] = []
-        for keyed in order.sas:
-            child = self._children(keyed.child)
-            if child is None:
-                continue
-            try:
-                if keyed.aead not in child.aeads:
-                    raise Refused(f"AEAD {keyed.aead}", reason="the policy does not allow it")
-                key = self._keys.outbound_key(keyed)
-            except Refused as error:
-                events.append(OutboundRefused(keyed.child, keyed.spi, str(error)))
-                continue
-            sa = outbound_sa(child, keyed.spi, aead=keyed.aead, key=key)
-            jobs.append(_Job(keyed, child, sa))
-        standing = self._stand(jobs, events)
-        switched = [job for job in standing if self._switched(job, events)]
-        if switched:
-            events.insert(0, OutboundSwitched(tuple(job.keyed for job in switched)))
-        return events
-
-    def _stand(self, jobs: list[_Job], events: list[PairEvent]) -> list[_Job]:
-        """Add outbound SAs and read them back."""
-        answers = self._add(jobs, SaDirection.OUTBOUND)
-        found = self._read_sas(
-            [job.sa.id for job, answer in zip(jobs, answers, strict=True) if answer is None]
-        )
+    def _read_back(self, jobs: list[_Job], refused: list[NotInstalled]) -> list[_Job]:
+        """The jobs whose SAs the kernel holds as asked (law 5); the others are removed."""
+        found = self._read_sas([job.sa.id for job in jobs])
         standing: list[_Job] = []
-        for job, answer in zip(jobs, answers, strict=True):
+        for job in jobs:
             actual = found.get(job.sa.id)
-            if answer is not None:
-                events.append(OutboundRefused(job.child.id, job.keyed.spi, str(answer)))
-            elif actual is None or not sa_matches(job.sa, actual):
-                self._kernel.apply([RemoveSa(job.sa.id)])
-                reason = f"the kernel does not hold SA {job.sa.id} as asked"
-                events.append(OutboundRefused(job.child.id, job.keyed.spi, reason))
-            else:
+            if actual is not None and sa_matches(job.sa, actual):
                 standing.append(job)
+                continue
+            self.remove([job.sa.id])
+            reason = f"the kernel does not hold SA {job.sa.id} as asked"
+            refused.append(NotInstalled(job.child.id, reason))
         return standing
 
-    def _switched(self, job: _Job, events: list[PairEvent]) -> bool:
-        """Pin the new SA in the outbound SPs of a child; all of them or none."""
-        steps: list[Step] = []
-        problem: str | None = None
-        for sp in outbound_sps(job.child, job.keyed.spi):
-            before = self._kernel.sp(sp.id)
-            if before is not None and not is_our_sp(before):
-                problem = f"another program's SP stands under {sp.id}"
-                break
-            steps.append(AddSp(sp) if before is None else UpdateSp(sp, before))
-        problem = problem or perform(self._kernel, steps)
-        if problem is None:
-            return True
-        self._kernel.apply([RemoveSa(job.sa.id)])
-        events.append(OutboundRefused(job.child.id, job.keyed.spi, problem))
-        return False
+    def _read_sas(self, ids: Sequence[SaId]) -> Mapping[SaId, Sa]:
+        try:
+            if len(ids) >= DUMP_FROM:
+                return self._kernel.sas()
+            return {sa_id: sa for sa_id in ids if (sa := self._kernel.sa(sa_id)) is not None}
+        except (Refused, Unavailable):
+            return {}
+
+    def _apply(self, steps: Sequence[Step]) -> list[Refused | None]:
+        if not steps:
+            return []
+        try:
+            return self._kernel.apply(steps)
+        except Unavailable as error:
+            return [Refused(str(step), reason=str(error)) for step in steps]
+
+    # Less
 
     def remove(self, ids: Sequence[SaId]) -> None:
-        """Remove SAs; one that is gone already is no error."""
-        self._kernel.apply([RemoveSa(sa_id) for sa_id in ids])
+        """Remove SAs; one that is gone already is no error, the next dump finds one that stayed."""
+        self._apply([RemoveSa(sa_id) for sa_id in ids])
 
     def block(self, child: Child) -> None:
         """Take a child's outbound protect SPs away; the block SPs hold the flow."""
-        standing = [self._kernel.sp(sp.id) for sp in outbound_sps(child, Spi(0))]
-        self._kernel.apply([RemoveSp(sp) for sp in standing if sp is not None])
+        try:
+            found = read_sps(self._kernel, [sp.id for sp in outbound_sps(child, Spi(0))])
+        except (Refused, Unavailable):
+            return  # they pin an SA that is going: nothing passes, and the next dump finds them
+        self._apply([RemoveSp(sp) for sp in found.values() if is_our_sp(sp)])
 
     def read_usage(self, order: ReadUsage) -> list[PairEvent]:
-        """What a draining inbound SA has carried."""
-        child = self._children(order.child)
-        if child is None:
-            return []
-        sa = self._kernel.sa(inbound_id(child, order.spi))
-        packets = None if sa is None else sa.usage.usage_packets
-        return [UsageRead(order.child, order.spi, packets)]
+        """What draining inbound SAs have carried."""
+        carried: list[Carried] = []
+        ids = {(child_id, spi): SaId(child_id.local, spi) for child_id, spi in order.sas}
+        try:
+            found = self._kernel.sas() if len(ids) >= DUMP_FROM else None
+            for (child_id, spi), sa_id in ids.items():
+                sa = self._kernel.sa(sa_id) if found is None else found.get(sa_id)
+                packets = None if sa is None else sa.usage.usage_packets
+                carried.append(Carried(child_id, spi, packets))
+        except (Refused, Unavailable):
+            pass  # those not asked about are looked at again after a drain
+        return [UsageRead(tuple(carried))]
 
-    def _read_sas(self, ids: Sequence[SaId]) -> Mapping[SaId, Sa]:
-        if len(ids) >= DUMP_FROM:
-            return self._kernel.sas()
-        return {sa_id: sa for sa_id in ids if (sa := self._kernel.sa(sa_id)) is not None}
+
+def read_sps(kernel: Kernel, ids: Collection[SpId]) -> Mapping[SpId, Sp]:
+    """Those of these SPs that the kernel holds; raises Refused or Unavailable."""
+    if len(ids) >= DUMP_FROM:
+        held = kernel.sps()
+        return {sp_id: held[sp_id] for sp_id in ids if sp_id in held}
+    return {sp_id: sp for sp_id in ids if (sp := kernel.sp(sp_id)) is not None}
 
 
 def perform(kernel: Kernel, steps: Sequence[Step]) -> str | None:
@@ -266,11 +349,7 @@ def missing(kernel: Kernel, steps: Iterable[Step]) -> str | None:
     wanted: dict[SpId, Sp] = {
         step.sp.id: step.sp for step in steps if isinstance(step, AddSp | UpdateSp)
     }
-    found: Mapping[SpId, Sp] = (
-        kernel.sps()
-        if len(wanted) >= DUMP_FROM
-        else {sp_id: sp for sp_id in wanted if (sp := kernel.sp(sp_id)) is not None}
-    )
+    found = read_sps(kernel, wanted)
     for sp_id, sp in wanted.items():
         actual = found.get(sp_id)
         if actual is None or not sp_matches(sp, actual):

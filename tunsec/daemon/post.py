@@ -7,6 +7,7 @@ from typing import Final
 
 from tunsec.daemon.journal import fields
 from tunsec.keying.aead_choice import agree
+from tunsec.keying.judgement import Grant
 from tunsec.keying.paths import ConfirmationPath, OfferPath, parse_path
 from tunsec.keying.refusals import RecordRefused, RefusalReason, Refusals
 from tunsec.keying.ring import Keyring
@@ -25,6 +26,14 @@ from tunsec.ports import Clock, Entropy, Record
 
 PEER_OFFERS: Final = 4
 """Offers kept of a peer's present life: previous, current, next, and one on its way."""
+
+UNOPENED: Final = 4
+"""Records kept of an author whose offers are not held yet: an old one that comes again must not
+push out the one that waits for its offer."""
+STRANGERS: Final = 4096
+"""Hosts without a flow to this one whose records are kept, for the policy that brings one."""
+SAID: Final = 256
+"""Own records of which it is known what they said, per peer; a peer is away for long, or reads."""
 
 log = logging.getLogger("tunsec.directory")
 
@@ -61,9 +70,11 @@ class PostRoom:
         self._aeads = aeads
         self._addresses: frozenset[Address] = frozenset()
         self._offers: dict[OfferSeq, Record] = {}
-        self._unopened: dict[HostName, Record] = {}
+        self._strangers: dict[HostName, Record] = {}
+        self._unopened: dict[HostName, tuple[Record, ...]] = {}
         self._newest: dict[HostName, Offer] = {}
-        self._heard: dict[HostName, ConfirmationSeq] = {}
+        self._held: dict[HostName, tuple[Offer, ...]] = {}
+        self._unwatched: set[HostName] = set()
         self._said: dict[HostName, list[tuple[ConfirmationSeq, int]]] = {}
         self.refusals = Refusals()
         self.twin = ""
@@ -102,7 +113,7 @@ class PostRoom:
     def record(self, peer: HostName, order: PublishRecord) -> Record:
         """The record a pair machine ordered, sealed."""
         sequence = self._ring.next_confirmation(wall_now=self._clock.wall())
-        self._said.setdefault(peer, []).append((sequence, order.revision))
+        self._note_said(peer, sequence, order.revision)
         confirmation = Confirmation(
             author=self._host,
             reader=peer,
@@ -114,32 +125,57 @@ class PostRoom:
                 Sends(child.flow, child.tenant, child.local, child.remote, spi)
                 for child, spi in order.sends
             ),
-            heard=self._heard.get(peer, ConfirmationSeq(0)),
+            heard=order.heard,
         )
         path = str(ConfirmationPath(peer, self._host))
         return Record(path, self._ring.seal_confirmation(confirmation))
+
+    def _note_said(self, peer: HostName, sequence: ConfirmationSeq, revision: int) -> None:
+        """Remember which revision went under which sequence.
+
+        Revision 1 comes from a new pair machine: what its predecessor said is not its word.
+        """
+        said = self._said.get(peer, []) if revision > 1 else []
+        said.append((sequence, revision))
+        if len(said) > SAID:
+            # The first is what the peer may have acted on; of the others it will read the newest.
+            del said[1]
+        self._said[peer] = said
 
     # In
 
     def take(self, records: Sequence[Record], peers: frozenset[HostName]) -> list[News]:
         """What records mean; offers before confirmations, refusals counted and logged once."""
         news: list[News] = []
-        offers: list[tuple[HostName, Record]] = []
+        touched: set[HostName] = set()
+        offers: dict[HostName, Record] = {}
         for record in records:
             match parse_path(record.path):
                 case OfferPath(host):
-                    offers.append((host, record))
+                    offers[host] = record
                 case ConfirmationPath(reader, author) if reader == self._host:
-                    self._unopened[author] = record
+                    self._keep(author, record, known=author in peers)
+                    touched.add(author)
                 case ConfirmationPath():
                     continue
-        touched = {author for author in self._unopened if author in peers}
-        for host, record in offers:
-            if host in peers or host == self._host:
-                news += self._take_offer(host, record)
-        for author in sorted(touched):
+        for host, record in offers.items():
+            if host not in peers and host != self._host:
+                if len(self._strangers) < STRANGERS or host in self._strangers:
+                    self._strangers[host] = record
+            elif found := self._take_offer(host, record):
+                news += found
+                touched.add(host)
+        for author in sorted(touched & peers):
             news += self._open(author)
         return news
+
+    def _keep(self, author: HostName, record: Record, *, known: bool) -> None:
+        """Records to open when their offers are there, oldest first."""
+        waiting = self._unopened.get(author, ())
+        if not known and not waiting and len(self._unopened) >= STRANGERS:
+            return
+        others = tuple(one for one in waiting if one.body != record.body)
+        self._unopened[author] = (*others, record)[-UNOPENED:]
 
     def reopen(self, peers: frozenset[HostName]) -> list[News]:
         """Try again the records that named offers not held when they came."""
@@ -152,11 +188,28 @@ class PostRoom:
 
     def reintroduce(self, peers: frozenset[HostName]) -> list[News]:
         """What is known of peers, for pair machines that have just begun."""
-        return [
+        news = [
             News(host, PeerOffered(offer.sequence, offer.boot))
             for host, offer in sorted(self._newest.items())
             if host in peers
         ]
+        for host in sorted(peers & self._strangers.keys()):
+            news += self._take_offer(host, self._strangers.pop(host))
+        return news + self.reopen(peers)
+
+    def renew_grants(self, grants: Mapping[HostName, Grant]) -> list[News]:
+        """Another policy: offers that claim what it does not give are dropped, with their keys."""
+        gone = self._ring.renew_grants(grants)
+        news: list[News] = []
+        for host in sorted({host for host, _ in gone}):
+            kept = tuple(one for one in self._held[host] if (host, one.sequence) not in gone)
+            self._held[host] = kept
+            newest = self._newest.get(host)
+            if newest is not None and newest not in kept:
+                del self._newest[host]
+                reason = f"the policy no longer gives {host} the addresses of its offer"
+                news.append(News(host, PeerOfferEnded(reason)))
+        return news
 
     def _take_offer(self, host: HostName, record: Record) -> list[News]:
         try:
@@ -171,12 +224,15 @@ class PostRoom:
         if before is not None and before.sequence == offer.sequence:
             return []
         self._newest[host] = offer
-        for old in self._ring.peer_offers(host)[:-PEER_OFFERS]:
-            self._ring.forget_peer(host, old.sequence)
-        for old in self._ring.peer_offers(host):
-            if old.boot != offer.boot:
-                # Nothing of an earlier life is followed once the peer has begun another.
+        self._unwatched.add(host)
+        others = (one for one in self._held.get(host, ()) if one.sequence != offer.sequence)
+        held = (*others, offer)
+        # Nothing of an earlier life is followed once the peer has begun another.
+        kept = tuple(one for one in held if one.boot == offer.boot)[-PEER_OFFERS:]
+        for old in held:
+            if old not in kept:
                 self._ring.forget_peer(host, old.sequence)
+        self._held[host] = kept
         return [News(host, PeerOffered(offer.sequence, offer.boot))]
 
     def _own_seen(self, offer: Offer) -> None:
@@ -189,17 +245,21 @@ class PostRoom:
             log.error(self.twin)
 
     def _open(self, author: HostName) -> list[News]:
-        record = self._unopened[author]
-        try:
-            said = self._ring.open_confirmation(author, record.body)
-        except RecordRefused as refused:
-            if refused.reason is not RefusalReason.UNKNOWN_OFFER:
-                del self._unopened[author]
-                self.refuse(refused, record)
-            return []  # an unknown offer may still come
-        del self._unopened[author]
-        self._heard[author] = said.sequence
-        return [News(author, self._confirmed(author, said))]
+        news: list[News] = []
+        waiting: list[Record] = []
+        for record in self._unopened.pop(author, ()):
+            try:
+                said = self._ring.open_confirmation(author, record.body)
+            except RecordRefused as refused:
+                if refused.reason is RefusalReason.UNKNOWN_OFFER:
+                    waiting.append(record)  # it may still come
+                else:
+                    self.refuse(refused, record)
+                continue
+            news.append(News(author, self._confirmed(author, said)))
+        if waiting:
+            self._unopened[author] = tuple(waiting)
+        return news
 
     def _revision_heard(self, author: HostName, heard: ConfirmationSeq) -> int:
         """Which revision of our record the peer has acted on; older ones need not be kept."""
@@ -212,6 +272,7 @@ class PostRoom:
 
     def _confirmed(self, author: HostName, said: Confirmation) -> PeerConfirmed:
         return PeerConfirmed(
+            sequence=said.sequence,
             receives=tuple(
                 Keyed(
                     ChildId(author, row.flow, row.tenant, local=row.src, remote=row.dst),
@@ -242,13 +303,21 @@ class PostRoom:
     # Time
 
     def expiries(self) -> Mapping[HostName, WallTime]:
-        """When each peer's newest offer ends, by wall clock."""
-        return {host: offer.not_after for host, offer in self._newest.items()}
+        """When newest offers of peers end, by wall clock: those not told since they changed."""
+        unwatched, self._unwatched = self._unwatched, set()
+        return {
+            host: offer.not_after
+            for host in sorted(unwatched)
+            if (offer := self._newest.get(host)) is not None
+        }
 
     def expire(self, host: HostName) -> News | None:
-        """Drop a peer's newest offer if it has ended."""
+        """Drop a peer's newest offer if it has ended; if not, the clock was set back."""
         offer = self._newest.get(host)
-        if offer is None or offer.not_after > self._clock.wall():
+        if offer is None:
+            return None
+        if offer.not_after > self._clock.wall():
+            self._unwatched.add(host)
             return None
         del self._newest[host]
         return News(host, PeerOfferEnded(f"the offer of {host} expired"))
@@ -282,7 +351,7 @@ class PostRoom:
         )
 
     def _peer_offer(self, peer: HostName, seq: OfferSeq) -> Offer:
-        for offer in self._ring.peer_offers(peer):
+        for offer in self._held.get(peer, ()):
             if offer.sequence == seq:
                 return offer
         raise Refused(f"offer {seq} of {peer}", reason="it is no longer held")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from tunsec.model.aead import Aead
 from tunsec.model.event import Event
 from tunsec.model.flow import Child, ChildId
-from tunsec.model.names import Boot, OfferSeq, Spi
+from tunsec.model.names import Boot, ConfirmationSeq, OfferSeq, Spi
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,25 +72,27 @@ class Keyed:
 
 
 @dataclass(frozen=True, slots=True)
-class InboundInstalled(Event):
-    """Inbound SAs that were asked for are in the kernel, read back."""
+class NotInstalled:
+    """An SA that was asked for and is not in the kernel, and why."""
 
-    sas: tuple[Keyed, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class InboundRefused(Event):
-    """Inbound SAs could not be installed."""
-
-    children: tuple[ChildId, ...]
+    child: ChildId
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
-class PeerConfirmed(Event):
-    """The peer's newest record: what it receives on, what it sends on, and which of our records it
-    had acted on (0: none of this life)."""
+class InboundInstalled(Event):
+    """InstallInbound was carried out: `sas` are in the kernel, read back, `refused` are not."""
 
+    sas: tuple[Keyed, ...]
+    refused: tuple[NotInstalled, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PeerConfirmed(Event):
+    """The peer's newest record: its sequence, what it receives on, what it sends on, and which of
+    our records it had acted on (0: none of this life)."""
+
+    sequence: ConfirmationSeq
     receives: tuple[Keyed, ...]
     sends: frozenset[tuple[ChildId, Spi]]
     heard: int
@@ -98,18 +100,11 @@ class PeerConfirmed(Event):
 
 @dataclass(frozen=True, slots=True)
 class OutboundSwitched(Event):
-    """Outbound SAs are in the kernel and the outbound SPs pin them, read back."""
+    """InstallOutbound was carried out: `sas` are in the kernel and the outbound SPs pin them, read
+    back; `refused` are not used and never will be."""
 
     sas: tuple[Keyed, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class OutboundRefused(Event):
-    """An outbound SA could not be installed or switched to."""
-
-    child: ChildId
-    spi: Spi
-    reason: str
+    refused: tuple[NotInstalled, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,12 +115,19 @@ class RecordPublished(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class UsageRead(Event):
-    """What a draining inbound SA has carried; None when it is gone."""
+class Carried:
+    """Packets that an inbound SA has carried so far; None when it is gone."""
 
     child: ChildId
     spi: Spi
     packets: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class UsageRead(Event):
+    """ReadUsage was carried out; an SA that could not be asked about is missing."""
+
+    sas: tuple[Carried, ...]
 
 
 @dataclass(frozen=True, slots=True)

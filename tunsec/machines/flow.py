@@ -52,9 +52,6 @@ class FlowState:
     retry_at: Instant | None = None
     """When a refused installation is tried again."""
     failures: int = 0
-    spent: frozenset[tuple[OfferSeq, Spi]] = frozenset()
-    """Outbound SAs ordered so far under own offers that are still held. Their keys could be derived
-    again and must not be (law 3)."""
 
     @property
     def newest_inbound(self) -> InboundSa | None:
@@ -102,13 +99,18 @@ def may_replace(flow: FlowState, *, own: OfferSeq, peer: OfferSeq, peer_life: Of
     if len(flow.inbound) >= MAX_EPOCHS:
         return False
     newest = flow.newest_inbound
-    if newest is None or newest.expiring:
+    if newest is None or newest.expiring or newest.aead not in flow.child.aeads:
         return True
     if newest.peer_offer is None:
         return True
     if (newest.own_offer, newest.peer_offer) == (own, peer):
         return False
     return newest.state is SaState.ACTIVE or newest.peer_offer < peer_life
+
+
+def too_many_outbound(flow: FlowState) -> tuple[OutboundSa, ...]:
+    """The oldest outbound SAs beyond MAX_EPOCHS: a peer that offers too many gets no more room."""
+    return flow.outbound[: max(0, len(flow.outbound) - MAX_EPOCHS)]
 
 
 def add_inbound(flow: FlowState, keyed: Keyed) -> FlowState:
@@ -118,7 +120,11 @@ def add_inbound(flow: FlowState, keyed: Keyed) -> FlowState:
 
 
 def switch_outbound(flow: FlowState, keyed: Keyed, now: Instant) -> FlowState:
-    """The SPs pin a new outbound SA; the one before drains."""
+    """The SPs pin a new outbound SA; the one before drains.
+
+    A peer that receives has the child: what it declined before it may take now. Only success says
+    so: two hosts that both decline must not call each other without end.
+    """
     drained_at = Instant(now + outbound_drain(flow.child))
     older = tuple(
         replace(
@@ -130,7 +136,9 @@ def switch_outbound(flow: FlowState, keyed: Keyed, now: Instant) -> FlowState:
     )
     new = OutboundSa(keyed.spi, keyed.aead, keyed.own_offer, keyed.peer_offer)
     rekeys = flow.rekeys + (1 if older else 0)
-    return replace(flow, outbound=(*older, new), rekeys=rekeys, reason="")
+    return replace(
+        flow, outbound=(*older, new), rekeys=rekeys, reason="", failures=0, retry_at=None
+    )
 
 
 def listed(flow: FlowState, revision: int) -> FlowState:
@@ -164,23 +172,30 @@ def peer_sends(
 
     One that it has heard of and does not send on is superseded: it acts on a record at once or
     never. One that it has not heard of stays, for it may still move to it. A peer that does not
-    take what it was offered is offered another after a while.
+    take what it was offered is offered another after a while; the one it declined has carried
+    nothing and goes at once, so that a peer that starts again and again is not made to wait.
     """
     inbound = list(flow.inbound)
     newer_in_use = refused = False
     for index in reversed(range(len(inbound))):
         sa = inbound[index]
         if sa.spi in sends:
-            inbound[index] = replace(sa, state=INBOUND.next(sa.state, InboundFact.PEER_SENDS))
+            state = INBOUND.next(sa.state, InboundFact.PEER_SENDS)
+            inbound[index] = replace(sa, state=state, check_at=None, packets=None)
             newer_in_use = True
         elif (
             sa.state is SaState.ACTIVE
             or newer_in_use
             or (sa.listed is not None and sa.listed <= heard)
         ):
-            refused = refused or (sa.state in (SaState.INSTALLED, SaState.CONFIRMED))
-            state = INBOUND.next(sa.state, InboundFact.PEER_LEFT)
-            inbound[index] = replace(sa, state=state, check_at=sa.check_at or now)
+            declined = sa.state in (SaState.INSTALLED, SaState.CONFIRMED)
+            refused = refused or declined
+            inbound[index] = replace(
+                sa,
+                state=INBOUND.next(sa.state, InboundFact.PEER_LEFT),
+                check_at=sa.check_at or now,
+                packets=0 if declined else sa.packets,
+            )
     if newer_in_use:
         return replace(flow, inbound=tuple(inbound), failures=0)
     if not refused:
@@ -205,13 +220,26 @@ def drop_outbound(flow: FlowState, spi: Spi) -> FlowState:
     return replace(flow, outbound=tuple(sa for sa in flow.outbound if sa.spi != spi))
 
 
-def inbound_looked_at(flow: FlowState, spi: Spi, packets: int, now: Instant) -> FlowState:
-    """A draining inbound SA had carried this many packets just now; look again after a drain."""
-    check_at = Instant(now + inbound_drain(flow.child))
+def inbound_to_look_at(flow: FlowState, now: Instant) -> tuple[Spi, ...]:
+    """Draining inbound SAs of which it is time to see whether they fell idle."""
+    return tuple(sa.spi for sa in flow.inbound if sa.check_at is not None and sa.check_at <= now)
+
+
+def looking(flow: FlowState, now: Instant) -> FlowState:
+    """Those are looked at now, and again after a drain."""
+    due = inbound_to_look_at(flow, now)
+    next_look = Instant(now + inbound_drain(flow.child))
     return replace(
         flow,
         inbound=tuple(
-            replace(sa, packets=packets, check_at=check_at) if sa.spi == spi else sa
-            for sa in flow.inbound
+            replace(sa, check_at=next_look) if sa.spi in due else sa for sa in flow.inbound
         ),
+    )
+
+
+def inbound_carried(flow: FlowState, spi: Spi, packets: int) -> FlowState:
+    """A draining inbound SA had carried this many packets just now."""
+    return replace(
+        flow,
+        inbound=tuple(replace(sa, packets=packets) if sa.spi == spi else sa for sa in flow.inbound),
     )

@@ -1,6 +1,7 @@
 """Actions of the directory machines: orders, imperative. The daemon performs them.
 
-What answers an order is delivered before any other event of the same machine.
+What answers an order is delivered before any other event of the same machine, and every order
+that names an answer gets exactly one. A machine gives at most one such order at a time.
 """
 
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 from tunsec.machines.facts import Keyed
 from tunsec.model.clock import Seconds
 from tunsec.model.flow import ChildId
-from tunsec.model.names import OfferSeq, Spi
+from tunsec.model.names import ConfirmationSeq, OfferSeq, Spi
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,17 +58,18 @@ class BlockOutbound(Action):
 
 @dataclass(frozen=True, slots=True)
 class ReadUsage(Action):
-    """Read what an inbound SA has carried; UsageRead answers."""
+    """Read what draining inbound SAs have carried; UsageRead answers."""
 
-    child: ChildId
-    spi: Spi
+    sas: tuple[tuple[ChildId, Spi], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class PublishRecord(Action):
-    """Publish what we receive on and send on, in answer to what was last heard of the peer."""
+    """Publish what we receive on and send on. `heard` is the peer's record that we have acted on:
+    it is told, but alone it is no news."""
 
     revision: int
+    heard: ConfirmationSeq
     own_offer: OfferSeq
     peer_offer: OfferSeq
     receives: tuple[Keyed, ...]

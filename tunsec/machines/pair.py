@@ -8,6 +8,9 @@ word shows that nobody can use it any more, and it has been idle for a drain.
 
 A new record goes out whenever what it would say has changed and offers of both sides are known, so
 two hosts that both wait for the other's word always get it.
+
+An order that is answered is the last of its step: what follows from the answer follows then. So a
+record never speaks while something is under way that would change it.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,9 +22,7 @@ from tunsec.machines.facts import (
     Adopted,
     ChildrenChanged,
     InboundInstalled,
-    InboundRefused,
     Keyed,
-    OutboundRefused,
     OutboundSwitched,
     OwnOffered,
     PeerConfirmed,
@@ -49,7 +50,7 @@ from tunsec.machines.slots import InboundSa, OutboundSa, SaState
 from tunsec.model.clock import Deadline, Instant
 from tunsec.model.errors import Bug
 from tunsec.model.flow import ChildId
-from tunsec.model.names import Boot, HostName, OfferSeq, Spi
+from tunsec.model.names import Boot, ConfirmationSeq, HostName, OfferSeq, Spi
 
 PairEvent = (
     TimerFired
@@ -59,18 +60,18 @@ PairEvent = (
     | PeerOffered
     | PeerOfferEnded
     | InboundInstalled
-    | InboundRefused
     | PeerConfirmed
     | OutboundSwitched
-    | OutboundRefused
     | RecordPublished
     | UsageRead
     | SaSoftExpired
     | SaLost
 )
 
+_Answered = InstallInbound | InstallOutbound | ReadUsage
 _NONE = OfferSeq(0)
-_NO_RECORD = PublishRecord(0, OfferSeq(0), OfferSeq(0), (), ())
+_UNHEARD = ConfirmationSeq(0)
+_NO_RECORD = PublishRecord(0, _UNHEARD, OfferSeq(0), OfferSeq(0), (), ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +87,12 @@ class PairState:
     peer_life: OfferSeq = _NONE
     """The first offer seen of the peer's present life."""
     no_offer_reason: str = "no offer of the peer in the directory"
+    heard: ConfirmationSeq = _UNHEARD
+    """The peer's newest record that was acted on."""
     record: PublishRecord = _NO_RECORD
     """The newest record that was ordered."""
     must_answer: bool = False
     """The peer named an SA that we cannot use: it must learn that we heard and do not."""
-    recorded: int = 0
-    """Revision that is known to be in the directory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +107,10 @@ def step(state: PairState, event: PairEvent, now: Instant, fraction: float) -> P
     """One fact in, orders out. `fraction` in [0, 1) is dice for jitter."""
     actions: list[Action] = []
     state = _take(state, event, now, fraction, actions)
-    state = _drain(state, now, actions)
-    _ask_for_inbound(state, now, actions)
-    state = _publish(state, actions)
+    for stage in (_drain, _ask_for_inbound, _publish):
+        if any(isinstance(action, _Answered) for action in actions):
+            break  # its answer comes next, and takes up what is left
+        state = stage(state, now, actions)
     return PairStep(state, tuple(actions))
 
 
@@ -168,26 +170,19 @@ def _take(
             )
         case PeerOfferEnded(reason):
             return replace(state, peer_offer=None, no_offer_reason=reason)
-        case InboundInstalled(sas):
-            return _edit(state, {keyed.child: keyed for keyed in sas}, flows.add_inbound)
-        case InboundRefused(children, reason):
-            for child in children:
-                state = _failed(state, child, reason, now, fraction)
+        case InboundInstalled(sas, refused):
+            state = _edit(state, {keyed.child: keyed for keyed in sas}, flows.add_inbound)
+            for one in refused:
+                state = _failed(state, one.child, one.reason, now, fraction)
             return state
         case PeerConfirmed():
             return _peer_confirmed(state, event, now, fraction, actions)
-        case OutboundSwitched(sas):
-            return _edit(
-                state,
-                {keyed.child: keyed for keyed in sas},
-                lambda flow, keyed: flows.switch_outbound(flow, keyed, now),
-            )
-        case OutboundRefused(child, _, reason):
-            return _outbound_refused(state, child, reason)
+        case OutboundSwitched():
+            return _outbound_switched(state, event, now)
         case RecordPublished(revision):
             return _record_published(state, revision)
         case UsageRead():
-            return _usage_read(state, event, now, actions)
+            return _usage_read(state, event, actions)
         case SaSoftExpired():
             return _soft_expired(state, event, actions)
         case SaLost():
@@ -230,12 +225,19 @@ def _failed(
     )
 
 
-def _outbound_refused(state: PairState, child: ChildId, reason: str) -> PairState:
-    """Only the peer can name another SPI: it learns that we heard and do not send."""
-    flow = state.flows.get(child)
-    if flow is None:
-        return state
-    return replace(_with(state, replace(flow, reason=reason)), must_answer=True)
+def _outbound_switched(state: PairState, event: OutboundSwitched, now: Instant) -> PairState:
+    """Of those refused only the peer can name another SPI: it learns that we heard and do not
+    send."""
+    state = _edit(
+        state,
+        {keyed.child: keyed for keyed in event.sas},
+        lambda flow, keyed: flows.switch_outbound(flow, keyed, now),
+    )
+    for one in event.refused:
+        flow = state.flows.get(one.child)
+        if flow is not None:
+            state = _with(state, replace(flow, reason=one.reason))
+    return replace(state, must_answer=state.must_answer or bool(event.refused))
 
 
 def _retries_due(state: PairState, now: Instant) -> PairState:
@@ -279,14 +281,7 @@ def _adopted(state: PairState, event: Adopted) -> PairState:
 def _own_offered(
     state: PairState, current: OfferSeq | None, holds: frozenset[OfferSeq]
 ) -> PairState:
-    """Own offers changed; what was spent under a wiped one can never be derived again."""
-    flows_then = {
-        child: replace(flow, spent=frozenset(one for one in flow.spent if one[0] in holds))
-        if any(offer not in holds for offer, _ in flow.spent)
-        else flow
-        for child, flow in state.flows.items()
-    }
-    return replace(state, own_offer=current, own_holds=holds, flows=flows_then)
+    return replace(state, own_offer=current, own_holds=holds)
 
 
 def _peer_confirmed(
@@ -301,6 +296,7 @@ def _peer_confirmed(
         sends.setdefault(child, set()).add(spi)
     state = replace(
         state,
+        heard=event.sequence,
         flows={
             child: flows.peer_sends(
                 flow,
@@ -312,31 +308,22 @@ def _peer_confirmed(
             for child, flow in state.flows.items()
         },
     )
-    wanted: list[Keyed] = []
-    for keyed in event.receives:
-        flow = state.flows.get(keyed.child)
-        if flow is not None and any(sa.spi == keyed.spi for sa in flow.outbound):
-            continue
-        if (
-            flow is None
-            or keyed.own_offer not in state.own_holds
-            or (keyed.own_offer, keyed.spi) in flow.spent
-        ):
-            state = replace(state, must_answer=True)
-            continue
-        spent = flow.spent | {(keyed.own_offer, keyed.spi)}
-        # A peer that offers SAs of a child has it: what it did not take before it may take now.
-        state = _with(state, replace(flow, spent=spent, failures=0, retry_at=None))
-        wanted.append(keyed)
-    if wanted:
-        actions.append(InstallOutbound(tuple(wanted)))
-    return state
+    named = [keyed for keyed in event.receives if not _sends_on(state, keyed)]
+    usable = tuple(keyed for keyed in named if keyed.own_offer in state.own_holds)
+    if usable:
+        # Children we do not have are among them: once refused, an SA is refused for good.
+        actions.append(InstallOutbound(usable))
+    return replace(state, must_answer=state.must_answer or len(usable) < len(named))
+
+
+def _sends_on(state: PairState, keyed: Keyed) -> bool:
+    flow = state.flows.get(keyed.child)
+    return flow is not None and any(sa.spi == keyed.spi for sa in flow.outbound)
 
 
 def _record_published(state: PairState, revision: int) -> PairState:
     if revision != state.record.revision:
         return state  # a newer record is already on its way and says all that this one said
-    state = replace(state, recorded=revision)
     for keyed in state.record.receives:
         flow = state.flows.get(keyed.child)
         if flow is not None:
@@ -344,19 +331,19 @@ def _record_published(state: PairState, revision: int) -> PairState:
     return state
 
 
-def _usage_read(
-    state: PairState, event: UsageRead, now: Instant, actions: list[Action]
-) -> PairState:
-    flow = state.flows.get(event.child)
-    sa = next((sa for sa in flow.inbound if sa.spi == event.spi), None) if flow else None
-    if flow is None or sa is None or sa.check_at is None or sa.check_at > now:
-        return state  # answered twice, or gone meanwhile
-    if event.packets is None:
-        return _with(state, flows.drop_inbound(flow, event.spi))
-    if event.packets == sa.packets:
-        actions.append(RemoveInbound(event.child, event.spi))
-        return _with(state, flows.drop_inbound(flow, event.spi))
-    return _with(state, flows.inbound_looked_at(flow, event.spi, event.packets, now))
+def _usage_read(state: PairState, event: UsageRead, actions: list[Action]) -> PairState:
+    """What carried nothing since the last look is idle and goes."""
+    edited = dict(state.flows)
+    for one in event.sas:
+        flow = edited[one.child]
+        if one.packets is None:
+            edited[one.child] = flows.drop_inbound(flow, one.spi)
+        elif any(sa.spi == one.spi and sa.packets == one.packets for sa in flow.inbound):
+            actions.append(RemoveInbound(one.child, one.spi))
+            edited[one.child] = flows.drop_inbound(flow, one.spi)
+        else:
+            edited[one.child] = flows.inbound_carried(flow, one.spi, one.packets)
+    return replace(state, flows=edited)
 
 
 def _soft_expired(state: PairState, event: SaSoftExpired, actions: list[Action]) -> PairState:
@@ -390,22 +377,27 @@ def _sa_lost(state: PairState, event: SaLost, actions: list[Action]) -> PairStat
 
 def _drain(state: PairState, now: Instant, actions: list[Action]) -> PairState:
     """Remove outbound SAs that have drained, look at inbound SAs that should have."""
+    edited: dict[ChildId, FlowState] = {}
+    looks: list[tuple[ChildId, Spi]] = []
     for child, flow in state.flows.items():
+        edited[child] = flow
+        crowd = flows.too_many_outbound(flow)
         for out in flow.outbound:
-            if out.drained_at is not None and out.drained_at <= now:
+            if out in crowd or (out.drained_at is not None and out.drained_at <= now):
                 actions.append(RemoveOutbound(child, out.spi))
-                state = _with(state, flows.drop_outbound(state.flows[child], out.spi))
-        actions += [
-            ReadUsage(child, inbound.spi)
-            for inbound in flow.inbound
-            if inbound.check_at is not None and inbound.check_at <= now
-        ]
-    return state
+                edited[child] = flows.drop_outbound(edited[child], out.spi)
+        due = flows.inbound_to_look_at(flow, now)
+        if due:
+            looks += [(child, spi) for spi in due]
+            edited[child] = flows.looking(edited[child], now)
+    if looks:
+        actions.append(ReadUsage(tuple(looks)))
+    return replace(state, flows=edited)
 
 
-def _ask_for_inbound(state: PairState, now: Instant, actions: list[Action]) -> None:
+def _ask_for_inbound(state: PairState, _: Instant, actions: list[Action]) -> PairState:
     if state.own_offer is None or state.peer_offer is None:
-        return
+        return state
     own, peer = state.own_offer, state.peer_offer
     children = tuple(
         child
@@ -415,18 +407,17 @@ def _ask_for_inbound(state: PairState, now: Instant, actions: list[Action]) -> N
     )
     if children:
         actions.append(InstallInbound(children, own, peer))
+    return state
 
 
-def _publish(state: PairState, actions: list[Action]) -> PairState:
-    """Order a new record if it would say something new; never while an installation is asked for,
-    whose answer will change it."""
+def _publish(state: PairState, _: Instant, actions: list[Action]) -> PairState:
+    """Order a new record if it would say something new."""
     if state.own_offer is None or state.peer_offer is None:
-        return state
-    if any(isinstance(action, InstallInbound | InstallOutbound | ReadUsage) for action in actions):
         return state
     children = sorted(state.flows.items(), key=lambda item: str(item[0]))
     record = PublishRecord(
         state.record.revision,
+        state.record.heard,
         state.own_offer,
         state.peer_offer,
         tuple(
@@ -440,7 +431,7 @@ def _publish(state: PairState, actions: list[Action]) -> PairState:
     )
     if record == state.record and not state.must_answer:
         return state
-    record = replace(record, revision=state.record.revision + 1)
+    record = replace(record, revision=state.record.revision + 1, heard=state.heard)
     actions.append(record)
     return replace(
         state,

@@ -4,6 +4,7 @@ Inbound, the receiver's side (receiver first, law 2)::
 
     INSTALLING --installed--> INSTALLED --published--> CONFIRMED --peer sends--> ACTIVE
         INSTALLED, CONFIRMED, ACTIVE --peer left, or can never come--> REKEYED --idle--> removed
+        REKEYED --peer sends after all--> ACTIVE
 
 Outbound, the sender's side::
 
@@ -54,6 +55,8 @@ INBOUND: Final = Table(
         (SaState.CONFIRMED, InboundFact.PEER_SENDS): SaState.ACTIVE,
         (SaState.CONFIRMED, InboundFact.PEER_LEFT): SaState.REKEYED,
         (SaState.ACTIVE, InboundFact.PEER_LEFT): SaState.REKEYED,
+        # Records only go forward, so this is the newest truth: nothing is removed under a sender.
+        (SaState.REKEYED, InboundFact.PEER_SENDS): SaState.ACTIVE,
     },
     {
         (SaState.CONFIRMED, InboundFact.PUBLISHED): "a later confirmation names it again",
@@ -61,7 +64,6 @@ INBOUND: Final = Table(
         (SaState.ACTIVE, InboundFact.PEER_SENDS): "every record repeats it",
         (SaState.REKEYED, InboundFact.PUBLISHED): "the peer moved on before the answer came",
         (SaState.REKEYED, InboundFact.PEER_LEFT): "every record repeats it",
-        (SaState.REKEYED, InboundFact.PEER_SENDS): "a record written before the peer moved on",
     },
 )
 
@@ -89,7 +91,8 @@ class InboundSa:
     check_at: Instant | None = None
     """When a draining SA is looked at again."""
     packets: int | None = None
-    """Packets it had carried when last looked at."""
+    """Packets it had carried when last looked at; 0 from the start for one that the peer declined,
+    which so needs no second look."""
 
 
 @dataclass(frozen=True, slots=True)
