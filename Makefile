@@ -1,0 +1,52 @@
+# Everything sets itself up: an environment for Python in the cache (.ci/venv), the lab's kernel and
+# image in the cache (netns-lab/lab). What a stage runs is written in tests/stages.py.
+
+PYTHON ?= python3
+export PYTHON
+
+venv = $$(.ci/venv)
+stage = venv=$(venv) && VENV_PYTHON=$$venv/bin/python $(PYTHON) tests/stages.py
+colour = $$(test -t 1 && test -z "$$NO_COLOR" && echo --env FORCE_COLOR=1)
+
+.PHONY: help demo test setup lint types unit sim lab lab-virtual bench clean
+.NOTPARALLEL:
+
+help: ## show this
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | \
+		expand -t 14
+
+demo: ## two hosts whose VXLAN is ESP, live, in the lab
+	@netns-lab/lab exec --timeout 120s $(colour) -- python3 -m scenarios.demo
+
+test: ## everything below, each stage whatever became of the others
+	@$(stage)
+
+setup: ## make ready what test and demo need
+	@$(stage) build
+
+lint: ## ruff
+	@$(stage) lint
+
+types: ## mypy --strict
+	@$(stage) types
+
+unit: ## unit and property tests, the import law
+	@$(stage) unit
+
+sim: ## whole clusters from seeds
+	@$(stage) sim
+
+lab: ## tests on the lab's kernel
+	@$(stage) lab
+
+lab-virtual: ## days of operation in virtual time
+	@$(stage) lab-virtual
+
+bench: ## XFRM programming beside `ip -batch` and ready-made bytes
+	@mkdir -p bench-results
+	@netns-lab/lab exec --timeout 20m --mount bench-results:/results -- \
+		python3 netns-lab/bench/xfrm_bench.py --json /results/xfrm.json
+
+clean: ## remove what was made in the checkout (the lab's cache: netns-lab/lab clean)
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist bench-results
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,0 +1,251 @@
+"""Runs the stages of `make test`: all of them whatever happens, then the figures of all.
+
+`stages.py` runs every stage, side by side where they do not disturb each other, and shows the
+output of each when it ends. `stages.py NAME...` runs those, one after the other, on the terminal.
+Standard library alone. Exit status 1 if anything failed; the last line is the total of all tests,
+in which a stage that failed without a failed test counts as one failed.
+"""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Final
+
+CHECKOUT: Final = Path(__file__).resolve().parent.parent
+HEARTBEAT_SECONDS: Final = 30.0
+ROOM_TO_END_SECONDS: Final = 15.0
+COUNT: Final = re.compile(r"(\d+) (passed|failed|errors?|skipped|xfailed|xpassed)\b")
+PYTEST_CLOSING: Final = re.compile(r"^=+ .*\bin [\d.]+s.* =+$")
+KINDS: Final = {
+    "passed": "passed",
+    "failed": "failed",
+    "error": "failed",
+    "errors": "failed",
+    "xpassed": "failed",
+    "skipped": "skipped",
+    "xfailed": "skipped",
+}
+
+
+def python(*words: str) -> tuple[str, ...]:
+    """A command of the environment that .ci/venv made."""
+    return (os.environ.get("VENV_PYTHON", sys.executable), *words)
+
+
+def pytest(*words: str) -> tuple[str, ...]:
+    return python("-m", "pytest", "--color=no", *words)
+
+
+def in_lab(*options: str, tests: Sequence[str]) -> tuple[str, ...]:
+    """Tests in a freshly booted lab kernel."""
+    guest = ("python3", "-m", "pytest", "--color=no", *tests)
+    return (sys.executable, "netns-lab/lab", "exec", *options, "--", *guest)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Commands that run one after the other. `needs`: not run if that stage failed."""
+
+    name: str
+    commands: tuple[tuple[str, ...], ...]
+    needs: str = ""
+
+
+STAGES: Final = {
+    stage.name: stage
+    for stage in (
+        Stage("lint", (python("-m", "ruff", "check"), python("-m", "ruff", "format", "--check"))),
+        Stage("types", (python("-m", "mypy"),)),
+        Stage("unit", (pytest("tests", "--ignore=tests/lab", "--ignore=tests/sim"),)),
+        Stage("sim", (pytest("-n", "2", "tests/sim"),)),
+        Stage("build", ((sys.executable, "netns-lab/lab", "build", "--clock", "all"),)),
+        Stage(
+            "lab-virtual",
+            (
+                in_lab(
+                    *("--clock", "virtual", "--timeout", "20m"),
+                    tests=("-m", "virtual_time", "tests/lab"),
+                ),
+            ),
+            needs="build",
+        ),
+        Stage(
+            "lab",
+            (
+                in_lab(
+                    *("--cpus", "2", "--timeout", "20m"),
+                    tests=("-m", "not virtual_time", "tests/lab", "tests/contract"),
+                ),
+            ),
+            needs="build",
+        ),
+    )
+}
+
+SIDE_BY_SIDE: Final = (("lint", "types", "unit", "sim"), ("build", "lab-virtual"))
+ALONE: Final = ("lab",)
+"""Counts lost packets and milliseconds: it has the machine to itself."""
+
+
+@dataclass
+class Outcome:
+    """What a stage came to."""
+
+    stage: str
+    ok: bool
+    seconds: float
+    closing: list[str] = field(default_factory=list)
+    tests: dict[str, int] = field(default_factory=dict)
+
+    def figures(self) -> dict[str, int]:
+        """Tests, and one failure more where a stage failed without a failed test."""
+        counts = dict.fromkeys(("passed", "failed", "skipped"), 0) | self.tests
+        if not self.ok and not counts["failed"]:
+            counts["failed"] = 1
+        return counts
+
+
+class Runner:
+    """Runs stages in lanes and prints one report at a time."""
+
+    def __init__(self) -> None:
+        self.printing = threading.Lock()
+        self.outcomes: dict[str, Outcome] = {}
+        self.running: list[subprocess.Popen[bytes]] = []
+        self.stopping = False
+
+    def run_all(self) -> None:
+        with ThreadPoolExecutor(len(SIDE_BY_SIDE)) as lanes:
+            try:
+                for done in [lanes.submit(self.run_lane, lane) for lane in SIDE_BY_SIDE]:
+                    done.result()
+            except BaseException:
+                self.stop()
+                raise
+        self.run_lane(ALONE)
+
+    def run_lane(self, names: Iterable[str]) -> None:
+        for name in names:
+            if not self.stopping:
+                self.outcomes[name] = self.run(STAGES[name])
+
+    def run(self, stage: Stage) -> Outcome:
+        if stage.needs and not self.outcomes[stage.needs].ok:
+            self.say(f"---- {stage.name}: not run, as {stage.needs} failed")
+            return Outcome(stage.name, ok=False, seconds=0.0)
+        self.say(f"---- {stage.name} starts")
+        started_at = time.monotonic()
+        with tempfile.TemporaryFile() as output:
+            # Every command runs, also after one that failed.
+            done = [self.command(argv, stage.name, output) for argv in stage.commands]
+            output.seek(0)
+            text = output.read().decode(errors="replace")
+        ok, seconds = all(done), time.monotonic() - started_at
+        verdict = "ok" if ok else "FAILED"
+        self.say(f"\n==== {stage.name}: {verdict}, {seconds:.1f} s\n{text.rstrip()}\n")
+        return Outcome(stage.name, ok, seconds, *closing_of(text))
+
+    def command(self, argv: tuple[str, ...], name: str, output: IO[bytes]) -> bool:
+        """Whether it ended with status 0. Says every half minute that it still runs."""
+        output.write(f"$ {shlex.join(argv)}\n".encode())
+        output.flush()
+        started_at = time.monotonic()
+        with subprocess.Popen(
+            argv,
+            cwd=CHECKOUT,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        ) as process:
+            self.running.append(process)
+            while True:
+                try:
+                    status = process.wait(HEARTBEAT_SECONDS)
+                except subprocess.TimeoutExpired:
+                    self.say(f"---- {name} runs since {time.monotonic() - started_at:.0f} s")
+                else:
+                    break
+            self.running.remove(process)
+        return status == 0
+
+    def stop(self) -> None:
+        """Ends what runs, with all that it started."""
+        self.stopping = True
+        for process in list(self.running):
+            os.killpg(process.pid, signal.SIGTERM)
+        for process in list(self.running):
+            try:
+                process.wait(ROOM_TO_END_SECONDS)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+
+    def say(self, text: str) -> None:
+        with self.printing:
+            print(text, flush=True)
+
+    def conclude(self) -> int:
+        """Times, the closing lines of every runner, and the total; the exit status."""
+        print("\n==== all stages")
+        for outcome in self.outcomes.values():
+            verdict = "ok" if outcome.ok else "FAILED"
+            print(f"{outcome.stage:<12} {verdict:<6} {outcome.seconds:7.1f} s")
+        print()
+        for outcome in self.outcomes.values():
+            for line in outcome.closing:
+                print(line)
+        total = {"passed": 0, "failed": 0, "skipped": 0}
+        for outcome in self.outcomes.values():
+            for kind, count in outcome.figures().items():
+                total[kind] += count
+        print(", ".join(f"{count} {kind}" for kind, count in total.items()), flush=True)
+        return 0 if all(outcome.ok for outcome in self.outcomes.values()) else 1
+
+
+def closing_of(text: str) -> tuple[list[str], dict[str, int]]:
+    """The lines a runner ends with, and its tests by kind."""
+    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+    of_pytest = [line for line in lines if PYTEST_CLOSING.match(line)]
+    counts: dict[str, int] = {}
+    for line in of_pytest:
+        for count, word in COUNT.findall(line):
+            counts[KINDS[word]] = counts.get(KINDS[word], 0) + int(count)
+    return of_pytest or lines[-1:], counts
+
+
+def run_here(names: Sequence[str]) -> int:
+    """Stages on the terminal, one after the other, without a summary."""
+    failed = 0
+    for name in names:
+        for argv in STAGES[name].commands:
+            print(f"$ {shlex.join(argv)}", flush=True)
+            failed |= subprocess.run(argv, cwd=CHECKOUT, check=False).returncode
+    return 1 if failed else 0
+
+
+def main(names: Sequence[str]) -> int:
+    if unknown := [name for name in names if name not in STAGES]:
+        print(f"no such stage: {', '.join(unknown)}; there are {', '.join(STAGES)}")
+        return 2
+    if names:
+        return run_here(names)
+    runner = Runner()
+    try:
+        runner.run_all()
+    except KeyboardInterrupt:
+        return 130
+    return runner.conclude()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
