@@ -10,6 +10,7 @@ import struct
 import time
 from typing import Final
 
+from tunsec.adapters.aead_af_alg import stands_still
 from tunsec.model.aead import Aead
 from tunsec.model.clock import Seconds
 from tunsec.model.errors import Unavailable
@@ -81,6 +82,8 @@ class KernelTls:
     def best(self) -> float:
         """Bytes per second of encryption alone, from the best turns with and without it."""
         spent = self._sealed_spent
+        if not spent:
+            return 0.0
         return len(self._plain) / max(spent - self._bare_spent, spent * SHARE_LEFT)
 
     def _spent_per_block(
@@ -91,6 +94,8 @@ class KernelTls:
         begun = time.perf_counter()
         blocks = 0
         while (spent := time.perf_counter() - begun) < span or not blocks:
+            if stands_still(blocks * len(self._plain), spent):
+                return 0.0
             left.sendall(self._plain)
             view = memoryview(room)
             while view:

@@ -74,7 +74,7 @@ from tunsec.plan.image import Image
 from tunsec.plan.order import ordered
 from tunsec.ports import Clock, Directory, Entropy, GuardTable, Kernel, Links, Record
 
-DUMP_EVERY: Final = Seconds(60.0)
+DUMP_EVERY: Final = Seconds(300.0)
 """Drift is seen through events; this dump finds what they missed."""
 COALESCE: Final = Seconds(0.03)
 """A flush by hand is thousands of events and one repair."""

@@ -67,6 +67,7 @@ class Service:
         self._policy_status = PolicyStatus("", "", 0.0)
         self._policy_since = self._started_at
         self._directory_trouble = ""
+        self._mtu_warnings: frozenset[str] = frozenset()
         self._listeners: list[asyncio.Future[None]] = []
         self._timer: asyncio.TimerHandle | None = None
         self._armed: Deadline | None = None
@@ -101,6 +102,7 @@ class Service:
             self._cleanup.callback(links.close)
             self.engine.start(scope)
             self._accept(known, intent, scope)
+            self._check_mtus()
             access = Access.of_group(anyone_reads=self._settings.anyone_reads)
             control = self._cleanup.enter_context(
                 ControlServer(self._settings.run / "control.sock", self, access=access)
@@ -287,6 +289,14 @@ class Service:
     def _on_links(self, monitor: LinkMonitor) -> None:
         if monitor.read():
             self.engine.on_links_changed()
+            self._check_mtus()
+
+    def _check_mtus(self) -> None:
+        """Log what status shows too: devices whose full-size packets do not fit with ESP."""
+        found = frozenset(report.mtu_warnings(self.engine, self._links.overlay_devices()))
+        for warning in sorted(found - self._mtu_warnings):
+            log.warning(warning)
+        self._mtu_warnings = found
 
     def _on_records(self, records: list[Record], _removed: list[str]) -> None:
         self._guarded(lambda: self.engine.on_records(records))

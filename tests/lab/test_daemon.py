@@ -1,0 +1,201 @@
+"""tunsecd's conduct on a real kernel: limits, hostile records, policies, MTU, silence when idle."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.lab.test_vxlan_directory import bring_up, overlays
+from tunsec.wire.control import DirectoryStatus, PolicyBody, Status
+from tunsec_lab.capture import LeakWatch
+from tunsec_lab.cluster import Cluster
+from tunsec_lab.host import Host, Lab
+from tunsec_lab.packets import protect
+from tunsec_lab.probe import Probe
+
+pytestmark = pytest.mark.needs(
+    "esp-ipv4", "esp-ipv6", "esn", "vxlan", "bridge", "nft-inet", "nft-netdev-egress"
+)
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    """Two hosts whose overlay devices are down."""
+    with Lab("two-hosts", overlays_up=False) as made:
+        yield made
+
+
+def status_until(
+    cluster: Cluster, host: Host, good: Callable[[Status], bool], *, timeout: float = 10.0
+) -> Status:
+    """The first status for which `good(status)` holds."""
+
+    until = time.monotonic() + timeout
+    client = cluster.client(host)
+    status = client.status()
+    while not good(status):
+        left = until - time.monotonic()
+        assert left > 0, status
+        status = client.status(wait=min(left, 1.0))
+    return status
+
+
+@pytest.mark.parametrize("limit", ["packets: 300", "bytes: 64KiB"])
+def test_a_count_asks_for_fresh_keys_and_nothing_is_lost(lab: Lab, limit: str) -> None:
+    a, b = lab.hosts.values()
+    cluster = Cluster(lab, defaults=f"  rekey: {{{limit}, hard: 9h}}\n")
+    with LeakWatch(lab, protected=[protect("vxlan")]) as watch:
+        bring_up(cluster, a, b)
+        cluster.wait_protected()
+        with Probe(a, b, to=overlays(b)[0], rate=500, count=4000) as probe:
+            probe.wait(timeout=60)
+        watch.assert_closed(needs_proof=False)
+        spis = {flow.spi for flow in watch.report().esp_flows if flow.src == a.ipv4}
+    assert probe.report.lost == 0, probe.report
+    assert len(spis) >= 5
+    assert cluster.flow(a).rekeys >= 4
+
+
+def test_records_of_an_attacker_change_nothing_but_counters(lab: Lab) -> None:
+    a, b = lab.hosts.values()
+    cluster = Cluster(lab)
+    bring_up(cluster, a, b)
+    cluster.wait_protected()
+    offer = cluster.directory / "offers" / "b"
+    confirmation = cluster.directory / "confirmations" / "a" / "b"
+    honest = {path: path.read_bytes() for path in (offer, confirmation)}
+    spi = cluster.flow(a).spi_out
+    forged = json.loads(honest[offer])
+    forged["signature"] = forged["signature"][::-1]
+    attacks: list[tuple[Path, bytes, str]] = [
+        (offer, b"", "truncated"),
+        (offer, b"x" * 70_000, "oversized"),
+        (offer, honest[offer][:-40], "truncated"),
+        (offer, json.dumps(forged, separators=(",", ":"), sort_keys=True).encode(), "forged"),
+        (cluster.directory / "offers" / "mallory", honest[offer], "wrong-name"),
+        (confirmation, honest[offer], "unknown-type"),
+        (confirmation, b'{"a":1,"a":2}', "malformed"),
+    ]
+    with Probe(a, b, to=overlays(b)[0], rate=200) as probe:
+        for path, body, reason in attacks:
+            before = sum(directory_of(cluster.status(a)).refused.values())
+            fresh = path.with_name(".attack")
+            fresh.write_bytes(body)
+            fresh.rename(path)
+            if path.name == "mallory":
+                continue  # not a host of the policy: not even looked at
+            status = status_until(
+                cluster,
+                a,
+                lambda status, before=before: sum(directory_of(status).refused.values()) > before,
+            )
+            assert reason in directory_of(status).refused, (reason, directory_of(status).refused)
+        shutil.rmtree(cluster.directory / "confirmations" / "a")
+        assert cluster.flow(a).spi_out == spi
+        assert all(flow.protected for flow in cluster.status(a).flows)
+    assert probe.report.lost == 0
+    log = cluster.daemons["a"].output()
+    assert log.count("record refused") <= len(attacks), "each is told once"
+
+
+def directory_of(status: Status) -> DirectoryStatus:
+    """The directory part of a status that has one."""
+    assert status.directory is not None
+    return status.directory
+
+
+def test_an_unknown_ca_keeps_the_flow_blocked_and_says_so(lab: Lab) -> None:
+    a, b = lab.hosts.values()
+    cluster, other = Cluster(lab), lab.folder / "other"
+    shutil.move(cluster.folder, other)
+    again = Cluster(lab)
+    shutil.rmtree(again.identity(b))
+    shutil.copytree(other / "identity" / "b", again.identity(b))
+    for host in (a, b):
+        again.start(host)
+        host.raise_overlays()
+    status = status_until(again, a, lambda status: bool(directory_of(status).refused))
+    assert set(directory_of(status).refused) == {"unknown-ca"}
+    assert not any(flow.protected for flow in status.flows)
+    assert a.ping(overlays(b)[0], count=3, wait=0.1).received == 0
+    assert "unknown-ca" in again.daemons["a"].output()
+
+
+def test_an_overlay_that_leaves_no_room_for_esp_is_told_its_mtu(lab: Lab) -> None:
+    a, b = lab.hosts.values()
+    cluster = Cluster(lab)
+    bring_up(cluster, a, b)
+    cluster.wait_protected()
+    assert not cluster.status(a).warnings
+    device = next(each.device for each in lab.overlays_of(a) if each.name == "red")
+    a.ip(f"link set {device} mtu 1450")
+    status = status_until(cluster, a, lambda status: bool(status.warnings))
+    [warning] = status.warnings
+    assert device in warning
+    right = int(warning.split("mtu ")[-1].split()[0].rstrip(")`',.;"))
+    for host in (a, b):
+        host.ip(f"link set {device} mtu {right}")
+    status_until(cluster, a, lambda status: not status.warnings)
+    assert a.ping(overlays(b)[0], size=right - 28).lost == 0
+    assert "1450" in cluster.daemons["a"].output()
+
+
+def test_plan_shows_what_apply_does(lab: Lab) -> None:
+    a, b = lab.hosts.values()
+    cluster = Cluster(lab)
+    bring_up(cluster, a, b)
+    cluster.wait_protected()
+    client = cluster.client(a)
+    assert client.plan(None).steps == ()
+    both = cluster.flows + "  second: {kind: vxlan, between: all, port: 4790}\n"
+    body = PolicyBody(cluster.policy(flows=both), "both.yaml")
+    planned = client.plan(body)
+    assert planned.flows_added == ("second",)
+    assert [step.split()[2] for step in planned.steps] == ["block"] * 4 + ["protect"] * 2
+    for host in (a, b):
+        assert cluster.client(host).apply(body).flows_added == ("second",)
+    cluster.wait_protected()
+    assert client.plan(None).steps == ()
+    assert client.plan(body).steps == ()
+    refused = a.run(
+        ["tunsec", "plan", "-", "--socket", a.run_dir / "control.sock"],
+        stdin="version: 1\n",
+        check=False,
+    )
+    assert refused.status != 0
+    assert "hosts" in refused.stdout + refused.stderr
+
+
+def test_a_second_daemon_is_refused(lab: Lab) -> None:
+    a, b = lab.hosts.values()
+    cluster = Cluster(lab)
+    bring_up(cluster, a, b)
+    cluster.wait_protected()
+    spi = cluster.flow(a).spi_out
+    second = cluster.start(a, ready=False)
+    assert second.wait(timeout=20) != 0
+    assert "another" in second.output()
+    assert cluster.flow(a).spi_out == spi
+    assert a.ping(overlays(b)[0], count=3).lost == 0
+
+
+def test_state_that_cannot_be_written_is_told_and_stops_nothing(lab: Lab) -> None:
+    a, b = lab.hosts.values()
+    a.state_dir.mkdir(parents=True, exist_ok=True)
+    a.run(["mount", "-t", "tmpfs", "-o", "size=4k", "none", a.state_dir])
+    try:
+        (a.state_dir / "filler").write_bytes(b"")
+        with (a.state_dir / "filler").open("wb", buffering=0) as filler:
+            filler.write(bytes(4096))
+        cluster = Cluster(lab)
+        bring_up(cluster, a, b)
+        cluster.wait_protected()
+        assert a.ping(overlays(b)[0], count=3).lost == 0
+        status = cluster.status(a)
+        assert any("No space left" in warning for warning in status.warnings), status.warnings
+    finally:
+        cluster.daemons["a"].kill9()
+        a.run(["umount", a.state_dir])
