@@ -188,13 +188,13 @@ class PostRoom:
 
     def reintroduce(self, peers: frozenset[HostName]) -> list[News]:
         """What is known of peers, for pair machines that have just begun."""
+        for host in sorted(peers & self._strangers.keys()):
+            self._take_offer(host, self._strangers.pop(host))
         news = [
             News(host, PeerOffered(offer.sequence, offer.boot))
             for host, offer in sorted(self._newest.items())
             if host in peers
         ]
-        for host in sorted(peers & self._strangers.keys()):
-            news += self._take_offer(host, self._strangers.pop(host))
         return news + self.reopen(peers)
 
     def renew_grants(self, grants: Mapping[HostName, Grant]) -> list[News]:
