@@ -1,0 +1,197 @@
+"""IKEv2 as tunsec asks charon for it: connections, their children, credentials (RFC 7296).
+
+Names follow swanctl.conf(5), where each field's meaning is told at length.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+from tunsec.model.aead import Aead
+from tunsec.model.clock import Seconds
+from tunsec.model.flow import OffloadWish
+from tunsec.model.names import Address, Mark, Network, Reqid
+from tunsec.model.secret import Secret
+
+NAME_PREFIX: Final = "tunsec-"
+"""Connections, shared secrets and authorities with other names in charon are not tunsec's."""
+
+OLDEST_CHARON: Final = (6, 0)
+"""Older ones lose track of rekey collisions."""
+
+
+class KeyExchange(StrEnum):
+    """Key exchange methods (RFC 7296 section 3.3.2, RFC 9370); the value is charon's keyword."""
+
+    X25519 = "x25519"  # RFC 8031
+    ECP256 = "ecp256"  # RFC 5903
+    ECP384 = "ecp384"
+    ML_KEM_768 = "mlkem768"  # only beside another one: a second exchange, RFC 9370
+
+
+class Prf(StrEnum):
+    """Pseudo-random functions of an IKE_SA; the value is charon's keyword."""
+
+    SHA256 = "prfsha256"
+    SHA384 = "prfsha384"
+    SHA512 = "prfsha512"
+
+
+@dataclass(frozen=True, slots=True)
+class IkeProposal:
+    """What may protect an IKE_SA. The peers settle on one PRF and one key exchange of these."""
+
+    aead: Aead
+    prfs: tuple[Prf, ...]
+    key_exchanges: tuple[KeyExchange, ...]
+    additional: KeyExchange | None = None
+    """A second exchange that must take place too."""
+
+
+@dataclass(frozen=True, slots=True)
+class EspProposal:
+    """What may protect a CHILD_SA. With key exchanges every rekey has forward secrecy."""
+
+    aead: Aead
+    key_exchanges: tuple[KeyExchange, ...]
+    additional: KeyExchange | None = None
+    esn: bool = True
+
+
+class Revocation(StrEnum):
+    """What a certificate needs of revocation lists; a revoked one is refused in any case."""
+
+    RELAXED = "relaxed"  # without any knowledge it is good
+    IF_URI = "ifuri"  # as strict when the certificate says where to ask
+    STRICT = "strict"  # without knowledge it is refused
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateAuth:
+    """Both sides sign. Certificates are DER."""
+
+    certificates: tuple[bytes, ...]
+    """This host's own; the first is the leaf."""
+    authorities: tuple[bytes, ...]
+    """The peer's chain must end in one of these: other CAs that charon knows do not count."""
+    revocation: Revocation = Revocation.RELAXED
+
+
+@dataclass(frozen=True, slots=True)
+class PskAuth:
+    """Both sides prove that they know a secret that is loaded as a SharedSecret."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrafficSelector:
+    """One side of a CHILD_SA's traffic; protocol 0 is any, ports in host order, both included."""
+
+    network: Network
+    proto: int = 0
+    first_port: int = 0
+    last_port: int = 0xFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When something is replaced and when it ends; None is never. Seconds, bytes or packets.
+
+    A replacement comes up to `jitter` before `rekey`, drawn anew for each SA.
+    """
+
+    rekey: int | None
+    life: int | None
+    jitter: int = 0
+
+
+NO_LIMITS: Final = Limits(None, None)
+
+
+@dataclass(frozen=True, slots=True)
+class IkeChild:
+    """A CHILD_SA configuration: transport mode, no policies (tunsec owns the SPs), one reqid."""
+
+    name: str
+    reqid: Reqid
+    local: tuple[TrafficSelector, ...]
+    remote: tuple[TrafficSelector, ...]
+    proposals: tuple[EspProposal, ...]
+    replay_window: int
+    """Packets."""
+    seconds: Limits
+    volume: Limits = NO_LIMITS
+    """Bytes."""
+    packets: Limits = NO_LIMITS
+    label: str | None = None
+    """Negotiated beside the traffic selectors and must be equal on both sides (RFC 9478): tells
+    children with the same selectors apart. Never reaches the kernel."""
+    mark_in: Mark | None = None
+    """Looked up with the inbound SA."""
+    mark_out: Mark | None = None
+    """Looked up with the outbound SA."""
+    set_mark_in: Mark | None = None
+    """Given to packets that the inbound SA has decrypted."""
+    set_mark_out: Mark | None = None
+    """Given to packets that the outbound SA has encrypted."""
+    offload: OffloadWish = OffloadWish.NONE
+
+
+class Unique(StrEnum):
+    """What becomes of an IKE_SA when the same peer makes another one."""
+
+    REPLACE = "replace"
+    KEEP = "keep"
+    NO = "no"  # both stay, unless the peer says INITIAL_CONTACT
+    NEVER = "never"
+
+
+@dataclass(frozen=True, slots=True)
+class IkeConnection:
+    """An IKE_SA configuration with its children. Nothing starts by itself (start_action none)."""
+
+    name: str
+    local: tuple[Address, ...]
+    remote: tuple[Address, ...]
+    local_identity: str
+    """A host name, sent as ID_FQDN (RFC 7296 section 3.5); must be a DNS SAN of the leaf."""
+    remote_identity: str
+    auth: CertificateAuth | PskAuth
+    proposals: tuple[IkeProposal, ...]
+    children: tuple[IkeChild, ...]
+    seconds: Limits
+    """Rekeying of the IKE_SA; it ends at `life`."""
+    reauth_after: Seconds | None = None
+    """New proof of identity after this long; rekeying does not ask for one."""
+    dpd_after: Seconds | None = None
+    """Probe a silent peer after this long."""
+    unique: Unique = Unique.REPLACE
+    ppk_id: str | None = None
+    """Mix in the PPK of this id (RFC 8784), and refuse a peer that does not."""
+    port: int = 500
+    """UDP port of both sides."""
+
+
+class SharedKind(StrEnum):
+    """What a shared secret is for; the value is VICI's word."""
+
+    PSK = "IKE"
+    PPK = "PPK"
+
+
+@dataclass(frozen=True, slots=True)
+class SharedSecret:
+    """A secret for charon."""
+
+    id: str
+    kind: SharedKind
+    secret: Secret = field(compare=False)
+    owners: tuple[str, ...]
+    """The two hosts of a PSK; the id of a PPK."""
+
+
+@dataclass(frozen=True, slots=True)
+class Authority:
+    """A CA that charon is to trust until it is unloaded; DER."""
+
+    name: str
+    certificate: bytes
