@@ -1,5 +1,6 @@
 """tunsecd's conduct on a real kernel: limits, hostile records, policies, MTU, silence when idle."""
 
+import base64
 import json
 import shutil
 import time
@@ -69,7 +70,9 @@ def test_records_of_an_attacker_change_nothing_but_counters(lab: Lab) -> None:
     honest = {path: path.read_bytes() for path in (offer, confirmation)}
     spi = cluster.flow(a).spi_out
     forged = json.loads(honest[offer])
-    forged["signature"] = forged["signature"][::-1]
+    signature = bytearray(base64.b64decode(forged["signature"]))
+    signature[10] ^= 1
+    forged["signature"] = base64.b64encode(signature).decode()
     attacks: list[tuple[Path, bytes, str]] = [
         (offer, b"", "truncated"),
         (offer, b"x" * 70_000, "oversized"),
@@ -81,17 +84,13 @@ def test_records_of_an_attacker_change_nothing_but_counters(lab: Lab) -> None:
     ]
     with Probe(a, b, to=overlays(b)[0], rate=200) as probe:
         for path, body, reason in attacks:
-            before = sum(directory_of(cluster.status(a)).refused.values())
+            before = refused_records(cluster.status(a))
             fresh = path.with_name(".attack")
             fresh.write_bytes(body)
             fresh.rename(path)
             if path.name == "mallory":
                 continue  # not a host of the policy: not even looked at
-            status = status_until(
-                cluster,
-                a,
-                lambda status, before=before: sum(directory_of(status).refused.values()) > before,
-            )
+            status = status_until(cluster, a, more_refused_than(before))
             assert reason in directory_of(status).refused, (reason, directory_of(status).refused)
         shutil.rmtree(cluster.directory / "confirmations" / "a")
         assert cluster.flow(a).spi_out == spi
@@ -99,6 +98,16 @@ def test_records_of_an_attacker_change_nothing_but_counters(lab: Lab) -> None:
     assert probe.report.lost == 0
     log = cluster.daemons["a"].output()
     assert log.count("record refused") <= len(attacks), "each is told once"
+
+
+def refused_records(status: Status) -> int:
+    """All records that were not believed."""
+    return sum(directory_of(status).refused.values())
+
+
+def more_refused_than(count: int) -> Callable[[Status], bool]:
+    """Whether another record was refused since."""
+    return lambda status: refused_records(status) > count
 
 
 def directory_of(status: Status) -> DirectoryStatus:

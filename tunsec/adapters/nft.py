@@ -59,6 +59,8 @@ class NftGuard:
             raise Unavailable(f"there is no nft in {TOOL_PATH}: install the package nftables")
         self._tool = found
         self._boot_file = boot_file
+        self.boot_trouble = ""
+        """Why the guard could not be kept for the next boot; the one in force is not touched."""
 
     def put(self, guard: Guard) -> None:
         """Replace both tables in one transaction, then read them back (law 5); counters go on.
@@ -132,6 +134,7 @@ class NftGuard:
         octets = script.encode(errors="surrogateescape")
         try:
             if file.is_file() and file.read_bytes() == octets:
+                self.boot_trouble = ""
                 return
             draft = file.with_name(f".{file.name}.new")
             with draft.open("wb") as out:
@@ -140,7 +143,12 @@ class NftGuard:
                 os.fsync(out.fileno())
             draft.replace(file)
         except OSError as error:
-            raise Unavailable(f"cannot keep the guard for the next boot: {error}") from error
+            self.boot_trouble = (
+                f"{file} cannot be written: {error.strerror}: "
+                "the guard of the next boot is the one kept before; make room, check its owner"
+            )
+        else:
+            self.boot_trouble = ""
 
     def _script(self, want: Ruleset) -> str:
         """What nft must do; nothing when the tables are as wanted."""

@@ -350,8 +350,7 @@ class Service:
         """How things stand now."""
         age = self._clock.now() - self._policy_since
         warnings = [str(problem) for problem in self._identity.warnings]
-        if self._memory.trouble:
-            warnings.append(self._memory.trouble)
+        warnings += [text for text in (self._memory.trouble, self._guard.boot_trouble) if text]
         return report.status(
             self.engine,
             report.Surroundings(

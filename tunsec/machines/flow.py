@@ -108,6 +108,16 @@ def may_replace(flow: FlowState, *, own: OfferSeq, peer: OfferSeq, peer_life: Of
     return newest.state is SaState.ACTIVE or newest.peer_offer < peer_life
 
 
+def in_the_way(flow: FlowState) -> InboundSa | None:
+    """A draining inbound SA that must make room now: the one in use reaches its limit, and its
+    hard limit would come before the drain is over. The peer no longer sends on it."""
+    newest = flow.newest_inbound
+    if len(flow.inbound) < MAX_EPOCHS or newest is None or not newest.expiring:
+        return None
+    oldest = flow.inbound[0]
+    return oldest if oldest.state is SaState.REKEYED else None
+
+
 def too_many_outbound(flow: FlowState) -> tuple[OutboundSa, ...]:
     """The oldest outbound SAs beyond MAX_EPOCHS: a peer that offers too many gets no more room."""
     return flow.outbound[: max(0, len(flow.outbound) - MAX_EPOCHS)]

@@ -399,6 +399,11 @@ def _ask_for_inbound(state: PairState, _: Instant, actions: list[Action]) -> Pai
     if state.own_offer is None or state.peer_offer is None:
         return state
     own, peer = state.own_offer, state.peer_offer
+    for child, flow in state.flows.items():
+        oldest = flows.in_the_way(flow)
+        if oldest is not None:
+            actions.append(RemoveInbound(child, oldest.spi))
+            state = _with(state, flows.drop_inbound(flow, oldest.spi))
     children = tuple(
         child
         for child, flow in state.flows.items()
