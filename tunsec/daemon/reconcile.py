@@ -58,7 +58,7 @@ def adopt(children: Mapping[ChildId, Child], have: Image) -> Adoption:
             outbound.setdefault(child.id.peer, []).append(entry)
         else:
             useless.append(sa.id)
-    peers = {child.peer for child in children}
+    peers = sorted({child.peer for child in children})
     return Adoption(
         {
             peer: Adopted(tuple(inbound.get(peer, ())), tuple(outbound.get(peer, ())))
