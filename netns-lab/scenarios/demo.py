@@ -352,7 +352,7 @@ def kill_daemon(demo: Demo) -> None:
     screen, (one, _) = demo.screen, demo.hosts
     screen.headline("5. kill -9 of tunsecd on db1, and its return, under load")
     with demo.loaded_part("5 kill -9") as look:
-        screen.command(one.name, "kill -9 $(pidof tunsecd)")
+        screen.command(one.name, f"kill -9 {demo.daemons[one.name].pid}")
         old = demo.spis()
         demo.daemons[one.name].kill9()
         away = demo.run(one, "tunsec", "status", "--run", one.run_dir, check=False)
