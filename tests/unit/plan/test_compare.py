@@ -38,12 +38,14 @@ WANT = Sa(
 )
 
 
+@some.patient
 @given(some.sas(), some.usages)
 def test_what_the_kernel_shows_of_an_sa_matches_it(sa: Sa, usage: Usage) -> None:
     shown = replace(sa, key=None, usage=usage, drops=SaDrops(1, 2, 3))
     assert sa_matches(sa, shown)
 
 
+@some.patient
 @given(some.sps(), some.usages, st.integers(1, 99))
 def test_what_the_kernel_shows_of_an_sp_matches_it(sp: Sp, usage: Usage, index: int) -> None:
     assert sp_matches(sp, replace(sp, usage=usage, index=index))
@@ -90,6 +92,7 @@ def test_an_sa_known_to_be_outbound_has_no_window() -> None:
     assert sa_matches(replace(WANT, direction=SaDirection.OUTBOUND), shown)
 
 
+@some.patient
 @given(some.sps(), st.data())
 def test_an_sp_that_differs_does_not_match(sp: Sp, data: st.DataObject) -> None:
     template = data.draw(some.templates())

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.wire import xfrm_strategies as some
 from tests.unit.wire.golden_bytes import golden
 from tunsec.wire.netlink import (
     Answer,
@@ -25,6 +26,7 @@ u16 = st.integers(0, 0xFFFF)
 u32 = st.integers(0, 0xFFFF_FFFF)
 
 
+@some.patient
 @given(
     st.lists(
         st.tuples(u16, u16, u32, u32, st.binary(max_size=40).map(lambda b: b + bytes(-len(b) % 4)))
@@ -43,6 +45,7 @@ def test_messages_that_are_framed_come_back(
     ] == wanted
 
 
+@some.patient
 @given(st.lists(st.tuples(u16, st.binary(max_size=70))))
 def test_attributes_that_are_framed_come_back(wanted: list[tuple[int, bytes]]) -> None:
     raw = b"".join(encode_attribute(kind, payload) for kind, payload in wanted)
@@ -51,6 +54,7 @@ def test_attributes_that_are_framed_come_back(wanted: list[tuple[int, bytes]]) -
     assert found == wanted
 
 
+@some.patient
 @given(st.binary(max_size=200))
 def test_hostile_bytes_are_parsed_or_malformed(raw: bytes) -> None:
     for parse in (lambda: list(messages(raw)), lambda: list(attributes(raw, 0, len(raw)))):
@@ -133,6 +137,7 @@ def test_the_end_of_a_dump_is_an_answer() -> None:
     assert decode_answer(raw, done) == Answer(1, 0)
 
 
+@some.patient
 @given(st.binary(max_size=80), st.sampled_from([0, Flag.CAPPED, Flag.ACK_TLVS, 0x300]))
 def test_hostile_answers_are_parsed_or_malformed(payload: bytes, flags: int) -> None:
     raw = encode_message(Control.ERROR, payload, flags=flags, seq=1)

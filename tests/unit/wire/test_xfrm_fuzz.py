@@ -4,9 +4,10 @@ from collections.abc import Callable
 from typing import Final
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tests.unit.wire import xfrm_strategies as some
 from tests.unit.wire.golden_bytes import golden, golden_names
 from tunsec.wire.netlink import Malformed, Message, decode_answer, messages
 from tunsec.wire.xfrm.aevents import decode_progress
@@ -82,7 +83,7 @@ def test_every_truncation_of_every_capture(name: str) -> None:
             attempt(DECODERS[name], payload[:size])
 
 
-@settings(max_examples=60)
+@some.patient
 @given(data=st.data())
 @pytest.mark.parametrize("name", DECODERS)
 def test_captures_with_bytes_changed(name: str, data: st.DataObject) -> None:
@@ -93,7 +94,7 @@ def test_captures_with_bytes_changed(name: str, data: st.DataObject) -> None:
     attempt(DECODERS[name], bytes(raw))
 
 
-@settings(max_examples=40)
+@some.patient
 @given(raw=st.binary(max_size=700))
 @example(raw=b"")
 @pytest.mark.parametrize("name", DECODERS)
@@ -101,6 +102,7 @@ def test_any_bytes(name: str, raw: bytes) -> None:
     attempt(DECODERS[name], raw)
 
 
+@some.patient
 @given(st.sampled_from(CAPTURES), st.data())
 def test_whole_datagrams_with_bytes_changed(
     capture: tuple[str, bytes, Message], data: st.DataObject

@@ -1,7 +1,8 @@
 """What is coded comes back, whatever it is; and the bulk way codes the same as the plain one."""
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
 
 import pytest
 from hypothesis import assume, given
@@ -12,7 +13,7 @@ from tests.unit.wire.golden_bytes import parts
 from tunsec.model.names import Mark, Proto, Reqid
 from tunsec.model.sa import Replay, Sa, SaDirection, SaDrops, SaId, Usage
 from tunsec.model.secret import Secret
-from tunsec.model.sp import Sp
+from tunsec.model.sp import Sp, Template
 from tunsec.model.step import AddSa, AddSp, RemoveSa, RemoveSp, UpdateSp
 from tunsec.wire.netlink import Malformed, RawAttribute, messages
 from tunsec.wire.xfrm.aevents import SaProgress, decode_progress, encode_progress
@@ -42,7 +43,14 @@ from tunsec.wire.xfrm.requests import (
     encode_spi_request,
 )
 from tunsec.wire.xfrm.sa import SaMessage, decode_sa, decode_sa_message, encode_sa
-from tunsec.wire.xfrm.sp import SpMessage, TemplateMasks, decode_sp, decode_sp_message, encode_sp
+from tunsec.wire.xfrm.sp import (
+    SpMessage,
+    TemplateMasks,
+    decode_sp,
+    decode_sp_message,
+    decode_templates,
+    encode_sp,
+)
 from tunsec.wire.xfrm.structs import Encap, Reader
 
 unknown = st.lists(
@@ -114,6 +122,7 @@ def known(message: SaMessage) -> tuple[object, ...]:
     return keys, plain, replace(message, algorithms=())
 
 
+@some.patient
 @given(some.sas())
 def test_our_sas_come_back_from_the_quick_way(sa: Sa) -> None:
     payload = encode_sa(SaMessage(sa))
@@ -122,6 +131,7 @@ def test_our_sas_come_back_from_the_quick_way(sa: Sa) -> None:
     assert (read.usage, read.drops, read.key) == (sa.usage, sa.drops, None)
 
 
+@some.patient
 @given(some.sas())
 def test_keys_come_back_when_asked_for(sa: Sa) -> None:
     payload = encode_sa(SaMessage(sa))
@@ -131,6 +141,7 @@ def test_keys_come_back_when_asked_for(sa: Sa) -> None:
     assert read.key.reveal() == sa.key.reveal()
 
 
+@some.patient
 @given(foreign_sas())
 def test_foreign_sas_come_back_whole(message: SaMessage) -> None:
     payload = encode_sa(message)
@@ -144,6 +155,7 @@ def test_foreign_sas_come_back_whole(message: SaMessage) -> None:
     assert parts(encode_sa(read), 224) == parts(payload, 224)
 
 
+@some.patient
 @given(some.sps(), st.integers(0, 3), st.none() | st.integers(0, 1), st.booleans(), unknown)
 def test_sps_come_back_whole(
     sp: Sp, share: int, kind: int | None, per_socket: bool, rest: tuple[RawAttribute, ...]
@@ -158,6 +170,7 @@ def test_sps_come_back_whole(
         assert (quick.index, quick.usage) == (sp.index, sp.usage)
 
 
+@some.patient
 @given(some.sas(), some.sps())
 def test_names_come_back(sa: Sa, sp: Sp) -> None:
     payload = encode_sa_id(sa.id)
@@ -166,6 +179,7 @@ def test_names_come_back(sa: Sa, sp: Sp) -> None:
     assert decode_sp_id(payload, 0, len(payload), reader=Reader()) == (sp.id, 5)
 
 
+@some.patient
 @given(some.sas(), some.u32, some.u32)
 def test_requests_for_an_spi_come_back(sa: Sa, lowest: int, highest: int) -> None:
     bare = replace(sa, aead=None, key=None, larval=True)
@@ -175,6 +189,7 @@ def test_requests_for_an_spi_come_back(sa: Sa, lowest: int, highest: int) -> Non
     assert (read.message.sa, read.lowest, read.highest) == (bare, lowest, highest)
 
 
+@some.patient
 @given(some.sas(), some.sps(), st.booleans(), unknown)
 def test_expiries_come_back(sa: Sa, sp: Sp, hard: bool, rest: tuple[RawAttribute, ...]) -> None:
     # An EXPIRE tells the legacy window and whether there is ESN, never the rest.
@@ -197,6 +212,7 @@ def test_expiries_come_back(sa: Sa, sp: Sp, hard: bool, rest: tuple[RawAttribute
     assert decode_sp_expire(payload, 0, len(payload), reader=Reader()) == gone
 
 
+@some.patient
 @given(some.sas(), some.sps(), some.u32, st.data())
 def test_acquires_come_back(sa: Sa, sp: Sp, seq: int, data: st.DataObject) -> None:
     src, dst, spi = sa.src, sa.id.dst, sa.id.spi
@@ -210,6 +226,7 @@ def test_acquires_come_back(sa: Sa, sp: Sp, seq: int, data: st.DataObject) -> No
     assert decode_acquire(payload, 0, len(payload), reader=Reader()) == acquire
 
 
+@some.patient
 @given(
     some.sas(),
     replay_states().filter(lambda state: state.form is not ReplayForm.ESN),
@@ -228,6 +245,7 @@ def test_progress_comes_back(
     assert decode_progress(payload, 0, len(payload), reader=Reader()) == progress
 
 
+@some.patient
 @given(some.sas(), some.sps(), unknown)
 def test_migrations_come_back(sa: Sa, sp: Sp, rest: tuple[RawAttribute, ...]) -> None:
     move = Move(sa.src, sa.id.dst, sa.id.dst, sa.src, Proto.ESP, sa.mode, Reqid(4))
@@ -243,6 +261,7 @@ def framed(raw: bytes, kind: Msg, seq: int) -> bytes:
     return raw[message.start : message.end]
 
 
+@some.patient
 @given(st.lists(some.sas(), min_size=1, max_size=4), some.u32)
 def test_bulk_sas_are_coded_as_plain_ones(sas: list[Sa], seq: int) -> None:
     packer = Packer(portid=77)
@@ -254,6 +273,7 @@ def test_bulk_sas_are_coded_as_plain_ones(sas: list[Sa], seq: int) -> None:
         assert payload == encode_sa_id(sa.id)
 
 
+@some.patient
 @given(st.lists(some.sps(), min_size=1, max_size=4), some.u32)
 def test_bulk_sps_are_coded_as_plain_ones(sps: list[Sp], seq: int) -> None:
     packer = Packer(portid=77)
@@ -268,6 +288,70 @@ def test_bulk_sps_are_coded_as_plain_ones(sps: list[Sp], seq: int) -> None:
         assert parts(payload, 64) == parts(encode_sp_id(sp.id), 64)
 
 
+def crossed(one: object, other: object) -> Iterator[Any]:
+    """`one` with each of its fields in turn taken from `other`, nested ones as well.
+
+    Parts of a mark or a replay state make no sense one by one.
+    """
+    for field in fields(one):  # type: ignore[arg-type]
+        mine, theirs = getattr(one, field.name), getattr(other, field.name)
+        whole = isinstance(mine, Mark | Replay)
+        if is_dataclass(mine) and type(mine) is type(theirs) and not whole:
+            for nested in crossed(mine, theirs):
+                yield replace(one, **{field.name: nested})  # type: ignore[type-var]
+        else:
+            yield replace(one, **{field.name: theirs})  # type: ignore[type-var]
+
+
+@some.patient
+@given(some.sas(), some.sas())
+def test_a_shape_is_never_taken_for_another_of_sas(one: Sa, other: Sa) -> None:
+    assume(one.src.version == other.src.version)
+    packer = Packer(portid=77)
+    packer.add_sa(one, 1)
+    for sa in crossed(one, replace(other, aead=one.aead, key=one.key)):
+        fresh = replace(sa, usage=Usage(), drops=SaDrops())
+        payload = framed(packer.add_sa(sa, 2), Msg.NEWSA, 2)
+        assert parts(payload, 224) == parts(encode_sa(SaMessage(fresh)), 224)
+        payload = framed(packer.remove_sa(sa.id, 3), Msg.DELSA, 3)
+        assert parts(payload, 24) == parts(encode_sa_id(sa.id), 24)
+
+
+def as_tunsec_makes_it(sp: Sp, template: Template) -> Sp:
+    """The SP with one template and nothing unusual, which the packer has shapes for."""
+    selector = replace(sp.id.selector, ifindex=0, user=0)
+    sp_id = replace(sp.id, selector=selector, if_id=None)
+    return replace(sp, id=sp_id, templates=(template,), flags=0, offload=None)
+
+
+@some.patient
+@given(some.sps(), some.sps(), some.templates(), some.templates())
+def test_a_shape_is_never_taken_for_another_of_sps(
+    plain: Sp, other: Sp, template: Template, second: Template
+) -> None:
+    one = as_tunsec_makes_it(plain, template)
+    other = replace(other, templates=(second,))
+    assume(one.id.selector.version == other.id.selector.version)
+    packer = Packer(portid=77)
+    packer.add_sp(one, 1)
+    variants = list(crossed(one, other))
+    if template.src.version == second.src.version:
+        variants += [replace(one, templates=(made,)) for made in crossed(template, second)]
+    for sp in variants:
+        fresh = replace(sp, usage=Usage(), index=0)
+        payload = framed(packer.add_sp(sp, 2), Msg.NEWPOLICY, 2)
+        assert parts(payload, 168) == parts(encode_sp(SpMessage(fresh)), 168)
+        payload = framed(packer.remove_sp(sp.id, 3), Msg.DELPOLICY, 3)
+        assert parts(payload, 64) == parts(encode_sp_id(sp.id), 64)
+
+
+@pytest.mark.parametrize("size", [0, 1, 63, 65, 127, 64 * 7])
+def test_templates_of_an_odd_size_are_malformed(size: int) -> None:
+    with pytest.raises(Malformed, match="is not 1 to 6 templates"):
+        decode_templates(bytes(size), 0, size, reader=Reader())
+
+
+@some.patient
 @given(some.sas())
 def test_what_cannot_be_installed_is_malformed(sa: Sa) -> None:
     assert sa.key is not None
@@ -290,6 +374,7 @@ def test_what_cannot_be_installed_is_malformed(sa: Sa) -> None:
 Coder = Callable[[], bytes]
 
 
+@some.patient
 @given(some.sas(), some.sps())
 def test_mixed_ip_versions_are_malformed(sa: Sa, sp: Sp) -> None:
     six = some.ip_of_version(6 if sa.src.version == 4 else 4)
