@@ -6,20 +6,17 @@ is; daemon/service.py feeds it from asyncio.
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from tunsec.daemon.alarm import Alarms
-from tunsec.daemon.install import Installer, inbound_id, outbound_id, perform
+from tunsec.daemon.drift import Drift
+from tunsec.daemon.guarding import Guarding
+from tunsec.daemon.health import Counters, Part, Troubles
+from tunsec.daemon.install import Installer
 from tunsec.daemon.journal import fields
 from tunsec.daemon.post import News, PostRoom
-from tunsec.daemon.reconcile import (
-    adopt,
-    held_reqids,
-    overtaken,
-    settled,
-    want,
-)
+from tunsec.daemon.sa_index import SaIndex
 from tunsec.daemon.scope import Scope
 from tunsec.daemon.tally import Tally
 from tunsec.machines import offer as offers
@@ -52,7 +49,7 @@ from tunsec.machines.orders import (
 )
 from tunsec.machines.outbox import Delivered, Write
 from tunsec.model.clock import Deadline, Instant, Seconds
-from tunsec.model.errors import Bug, Refused, TunsecError, Unavailable
+from tunsec.model.errors import Bug, Refused
 from tunsec.model.event import (
     EventsLost,
     HardExpired,
@@ -68,50 +65,16 @@ from tunsec.model.flow import Child, ChildId
 from tunsec.model.names import HostName, OfferSeq
 from tunsec.model.ownership import is_our_reqid
 from tunsec.model.sa import SaId
-from tunsec.model.step import AddSa, AddSp, RemoveSa, RemoveSp, UpdateSp
-from tunsec.plan.diff import Plan, plan
-from tunsec.plan.image import Image
-from tunsec.plan.order import ordered
+from tunsec.plan.diff import Plan
 from tunsec.ports import Clock, Directory, Entropy, GuardTable, Kernel, Links, Record
 
 DUMP_EVERY: Final = Seconds(300.0)
 """Drift is seen through events; this dump finds what they missed."""
 COALESCE: Final = Seconds(0.03)
 """A flush by hand is thousands of events and one repair."""
-GUARD_RETRY: Final = Seconds(2.0)
+RETRY: Final = Seconds(2.0)
 
 log = logging.getLogger("tunsec.engine")
-
-
-@dataclass(slots=True)
-class Counters:
-    """What happened since the daemon started."""
-
-    repaired_sas: int = 0
-    repaired_sps: int = 0
-    repaired_guard: int = 0
-    acquires: int = 0
-    overruns: int = 0
-
-
-@dataclass(slots=True)
-class Troubles:
-    """What is wrong now, for status; empty strings are well."""
-
-    guard: str = ""
-    kernel: str = ""
-    offer: str = ""
-    conflicts: tuple[str, ...] = ()
-    overtaken: tuple[str, ...] = ()
-
-    def lines(self) -> list[str]:
-        """All of them, each with what it is about."""
-        named = (("guard", self.guard), ("kernel", self.kernel), ("offer", self.offer))
-        return [
-            *(f"{what}: {text}" for what, text in named if text),
-            *self.conflicts,
-            *self.overtaken,
-        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +126,7 @@ class Engine:
         self._ports = ports
         self._changed = changed
         self._children: dict[ChildId, Child] = {}
-        self._sas: dict[SaId, tuple[ChildId, bool]] = {}
+        self._index = SaIndex()
         self._contents: dict[str, Record] = {}
         self._tokens: dict[str, OfferSeq | tuple[HostName, int]] = {}
         self._alarms: Alarms[Target] = Alarms()
@@ -171,6 +134,13 @@ class Engine:
         self._closed = False
         self._installer = Installer(
             kernel=ports.kernel, keys=post, entropy=ports.entropy, children=self._children.get
+        )
+        self._drift = Drift(kernel=ports.kernel, counters=self.counters, troubles=self.troubles)
+        self._guarding = Guarding(
+            table=ports.guard,
+            links=ports.links,
+            counters=self.counters,
+            troubles=self.troubles,
         )
 
     # What the outside calls
@@ -181,17 +151,15 @@ class Engine:
         Raises Unavailable or Refused when the kernel cannot hold block SPs: the caller must not
         run on, for nothing would be closed.
         """
-        sps = self._ports.kernel.sps()
-        scope = scope.with_reqids(held_reqids(scope.children, sps))
-        self.scope = scope
-        self._close(Image(sps=sps))
+        self.scope = scope = self._drift.with_held_reqids(scope, self.scope)
+        self._drift.close(scope)
         self._put_guard()
         self._enter(scope)
-        self._adopt()
-        self.reconcile()
-        if not self.troubles.guard:
-            self._begin_keying()
-        self._alarms.put(DUMP, Deadline(self._after(DUMP_EVERY), "periodic dump"))
+        for peer, event in self._drift.adopt(self._children).by_peer.items():
+            self._queue.append(_Queued(("pair", HostName(peer)), event))
+        self._run()
+        self._look()
+        self._begin_keying()
         self._run()
 
     def change_scope(self, scope: Scope) -> None:
@@ -200,21 +168,13 @@ class Engine:
         Raises Refused, with the running scope untouched, when the kernel does not take the new
         block SPs.
         """
-        sps = self._ports.kernel.sps()
-        held = {child.id: child.reqid for child in self.scope.children}
-        scope = scope.with_reqids(held_reqids(scope.children, sps) | held)
-        before = self.scope
+        scope = self._drift.with_held_reqids(scope, self.scope)
+        self._drift.close(scope)
         self.scope = scope
-        try:
-            self._close(Image(sps=sps))
-        except TunsecError:
-            self.scope = before
-            raise
         self._put_guard()
         self._enter(scope)
-        self.reconcile()
-        if not self.troubles.guard:
-            self._begin_keying()
+        self._look()
+        self._begin_keying()
         self._run()
 
     def release(self, scope: Scope) -> int:
@@ -222,19 +182,9 @@ class Engine:
 
         Returns how many block SPs were removed.
         """
-        kernel = self._ports.kernel
-        known = {sp.id for sp in self.scope.blocks}
+        before = self.scope
         self.change_scope(scope)
-        have = Image(sps=kernel.sps())
-        kept = {sp.id for sp in scope.blocks}
-        everything = not scope.guarded
-        gone = [
-            RemoveSp(sp)
-            for sp in self.scope.all_blocks(have)
-            if sp.id not in kept and (everything or sp.id in known)
-        ]
-        kernel.apply(gone)
-        return len(gone)
+        return self._drift.open(self.scope, known=before)
 
     def close(self) -> None:
         """Stop acting. The kernel stays as it is: protected."""
@@ -251,9 +201,8 @@ class Engine:
         for target in self._alarms.due(now):
             match target:
                 case "dump":
-                    self.reconcile()
+                    self._look()
                     self._check_guard()
-                    self._alarms.put(DUMP, Deadline(self._after(DUMP_EVERY), "periodic dump"))
                 case "guard":
                     self._check_guard()
                 case ("expiry", peer):
@@ -290,39 +239,13 @@ class Engine:
 
     def on_links_changed(self) -> None:
         """Devices or addresses changed: the guard lists tunnel devices."""
-        if self._guard_differs():
+        if not self._guarding.stands(self.scope):
             self._put_guard()
         self._run()
-        self._changed()
 
     def plan_for(self, scope: Scope) -> Plan:
         """What `change_scope` would do to the kernel, besides the keys that follow."""
-        kernel = self._ports.kernel
-        have = Image(kernel.sas(), kernel.sps())
-        held = {child.id: child.reqid for child in self.scope.children}
-        scope = scope.with_reqids(held_reqids(scope.children, have.sps) | held)
-        flows = {
-            flow.child.id: flow for state in self.pairs.values() for flow in state.flows.values()
-        }
-        then = [
-            replace(flows.get(child.id, FlowState(child)), child=child) for child in scope.children
-        ]
-        return plan(settled(want(then, scope.all_blocks(have)), have), have)
-
-    def reconcile(self) -> Plan:
-        """Hold the kernel against what it should hold, report, repair (law 5)."""
-        kernel = self._ports.kernel
-        try:
-            have = Image(kernel.sas(), kernel.sps())
-        except Unavailable as error:
-            self._trouble("kernel", str(error))
-            self._alarms.put(DUMP, Deadline(self._after(GUARD_RETRY), "kernel did not answer"))
-            return Plan(())
-        wanted = want(self._flows(), self.scope.all_blocks(have))
-        found = plan(settled(wanted, have), have)
-        self._repair(found)
-        self._note_strangers(found, have)
-        return found
+        return self._drift.foresee(self._flows(), self._drift.with_held_reqids(scope, self.scope))
 
     def flows(self) -> Iterable[tuple[pair.PairState, FlowState]]:
         """Every child with its pair."""
@@ -331,14 +254,6 @@ class Engine:
                 yield state, flow
 
     # Scope
-
-    def _close(self, have: Image) -> None:
-        """Block SPs and inbound protect SPs, before anything else; read back."""
-        wanted = want([FlowState(child) for child in self.scope.children], self.scope.blocks)
-        missing = [step for step in plan(wanted, have).steps if isinstance(step, AddSp | UpdateSp)]
-        problem = perform(self._ports.kernel, ordered(missing))
-        if problem is not None:
-            raise Refused("closing the flows", reason=problem)
 
     def _enter(self, scope: Scope) -> None:
         """Give every pair its children; pairs that lose them all end."""
@@ -364,8 +279,10 @@ class Engine:
             self.tallies.pop(child_id, None)
 
     def _begin_keying(self) -> None:
+        """Own offers and what is known of peers go to the pairs; nothing while the guard is not
+        in force."""
         rule = self.scope.rollover
-        if rule is None:
+        if rule is None or self.troubles.guard:
             return
         own = OwnOffered(self._current(), self.offers.holds)
         for peer in self.pairs:
@@ -373,54 +290,17 @@ class Engine:
         self._tell_pairs(self.post.reintroduce(frozenset(self.pairs)))
         self._queue.append(_Queued(OFFERS, offers.RuleChanged(rule)))
 
-    def _adopt(self) -> None:
-        """Take over what an earlier life left in the kernel (law 3: never re-add)."""
-        kernel = self._ports.kernel
-        have = Image(kernel.sas(), kernel.sps())
-        found = adopt(self._children, have)
-        self._installer.remove(found.useless)
-        adopted = 0
-        for peer, event in found.by_peer.items():
-            adopted += len(event.inbound) + len(event.outbound)
-            self._queue.append(_Queued(("pair", HostName(peer)), event))
-        self._run()
-        if adopted or found.useless:
-            log.info("adopted", extra=fields({"sas": adopted, "removed": len(found.useless)}))
-
     # Guard
 
     def _put_guard(self) -> None:
-        guard = self._ports.guard
-        try:
-            if self.scope.guarded:
-                guard.put(self.scope.guard(self._ports.links.overlay_devices()))
-            else:
-                guard.remove()
-        except (Refused, Unavailable) as error:
-            self._trouble("guard", str(error))
-            self._alarms.put(GUARD, Deadline(self._after(GUARD_RETRY), "guard is tried again"))
-        else:
-            self._trouble("guard", "")
-
-    def _guard_differs(self) -> bool:
-        if not self.scope.guarded:
-            return False
-        try:
-            guard = self.scope.guard(self._ports.links.overlay_devices())
-            return not self._ports.guard.intact(guard)
-        except (Refused, Unavailable) as error:
-            self._trouble("guard", str(error))
-            return True
+        if not self._guarding.put(self.scope):
+            self._alarms.put(GUARD, Deadline(self._after(RETRY), "guard is tried again"))
 
     def _check_guard(self) -> None:
         failed = bool(self.troubles.guard)
-        if not failed and not self._guard_differs():
-            return
-        if not failed:
-            self.counters.repaired_guard += 1
-            log.warning("guard table was changed: repaired")
-        self._put_guard()
-        if failed and not self.troubles.guard:
+        if not self._guarding.check(self.scope):
+            self._alarms.put(GUARD, Deadline(self._after(RETRY), "guard is tried again"))
+        elif failed:
             self._begin_keying()
 
     # Kernel
@@ -451,10 +331,10 @@ class Engine:
                 self.counters.acquires += 1
 
     def _tell_owner(self, sa_id: SaId, event: Callable[[ChildId, bool], pair.PairEvent]) -> None:
-        owner = self._sas.get(sa_id)
+        owner = self._index.owner(sa_id)
         if owner is not None:
-            child, inbound = owner
-            self._queue.append(_Queued(("pair", child.peer), event(child, inbound)))
+            fact = event(owner.child, owner.inbound)
+            self._queue.append(_Queued(("pair", owner.child.peer), fact))
 
     def _look_soon(self, reason: str) -> None:
         soon = Deadline(self._after(COALESCE), reason)
@@ -462,38 +342,18 @@ class Engine:
         if planned is None or planned.at > soon.at:
             self._alarms.put(DUMP, soon)
 
-    def _repair(self, found: Plan) -> None:
-        """Steps back to what is wanted; SAs that are gone are replaced by fresh ones."""
-        answers = self._ports.kernel.apply(found.steps)
-        for step, answer in zip(found.steps, answers, strict=True):
-            if isinstance(step, AddSa | RemoveSa):
-                self.counters.repaired_sas += 1
-            else:
-                self.counters.repaired_sps += 1
-            log.warning(
-                "drift repaired" if answer is None else "drift not repaired",
-                extra=fields({"step": step, "answer": answer or "ok"}),
-            )
-        for sa_id in found.lost:
-            owner = self._sas.get(sa_id)
+    def _look(self) -> None:
+        """Hold the kernel against what it should hold; SAs that are gone get fresh successors."""
+        lost = self._drift.repair(self._flows(), self.scope)
+        again = RETRY if lost is None else DUMP_EVERY
+        self._alarms.put(DUMP, Deadline(self._after(again), "periodic dump"))
+        for sa_id in lost or ():
+            owner = self._index.owner(sa_id)
             if owner is None:
                 raise Bug(f"SA {sa_id} is wanted by nobody")
-            child, inbound = owner
-            self.counters.repaired_sas += 1
-            log.warning("SA is gone", extra=fields({"sa": sa_id, "child": child}))
-            lost = SaLost(child, sa_id.spi, inbound, "SA was removed by another")
-            self._queue.append(_Queued(("pair", child.peer), lost))
-
-    def _note_strangers(self, found: Plan, have: Image) -> None:
-        conflicts = tuple(f"another program owns {one}" for one in found.conflicts)
-        before = tuple(
-            f"{child}: another program's SP comes first: {sp}"
-            for child, sp in overtaken(self.scope.children, have)
-        )
-        if (conflicts, before) != (self.troubles.conflicts, self.troubles.overtaken):
-            for text in (*conflicts, *before):
-                log.error(text)
-        self.troubles.conflicts, self.troubles.overtaken = conflicts, before
+            log.warning("SA is gone", extra=fields({"sa": sa_id, "child": owner.child}))
+            fact = SaLost(owner.child, sa_id.spi, owner.inbound, "SA was removed by another")
+            self._queue.append(_Queued(("pair", owner.child.peer), fact))
 
     # Machines
 
@@ -608,10 +468,10 @@ class Engine:
         try:
             seq = self.post.make_offer(order.lifetime)
         except Refused as error:
-            self._trouble("offer", str(error))
+            self.troubles.note(Part.OFFER, str(error))
             self._queue.append(_Queued(OFFERS, offers.OfferRefused(str(error))))
             return
-        self._trouble("offer", "")
+        self.troubles.note(Part.OFFER, "")
         log.info("offer made", extra=fields({"seq": seq, "reason": order.reason}))
         self._queue.append(_Queued(OFFERS, OfferMade(seq)))
 
@@ -637,7 +497,7 @@ class Engine:
             old = before.flows.get(child)
             if old is flow:
                 continue
-            self._index(old, flow)
+            self._index.update(old, flow)
             was = old.phase if old is not None else None
             if was is not flow.phase:
                 self._log_phase(after, flow, was or "NEW")
@@ -650,13 +510,7 @@ class Engine:
                 self.active_since[child] = now
         for child, old in before.flows.items():
             if child not in after.flows:
-                self._index(old, None)
-
-    def _index(self, old: FlowState | None, new: FlowState | None) -> None:
-        before, after = _ids(old), _ids(new)
-        for sa_id in before.keys() - after.keys():
-            self._sas.pop(sa_id, None)
-        self._sas.update(after)
+                self._index.update(old, None)
 
     def _log_phase(self, state: pair.PairState, flow: FlowState, was: str) -> None:
         child = flow.child.id
@@ -680,14 +534,6 @@ class Engine:
     def _after(self, span: Seconds) -> Instant:
         return Instant(self._ports.clock.now() + span)
 
-    def _trouble(self, what: str, text: str) -> None:
-        if getattr(self.troubles, what) != text:
-            setattr(self.troubles, what, text)
-            if text:
-                log.error(f"{what} trouble", extra=fields({"error": text}))
-            else:
-                log.info(f"{what} well again")
-
     def _watch_expiries(self) -> None:
         wall, now = self._ports.clock.wall(), self._ports.clock.now()
         for peer, ends in self.post.expiries().items():
@@ -699,12 +545,3 @@ class Engine:
         if news is not None:
             self._tell_pairs([news])
         self._watch_expiries()
-
-
-def _ids(flow: FlowState | None) -> dict[SaId, tuple[ChildId, bool]]:
-    if flow is None:
-        return {}
-    child = flow.child
-    return {inbound_id(child, sa.spi): (child.id, True) for sa in flow.inbound} | {
-        outbound_id(child, sa.spi): (child.id, False) for sa in flow.outbound
-    }

@@ -1,0 +1,124 @@
+"""Keeps SAD and SPD as the machines want them: closes, looks, repairs what others changed."""
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from tunsec.daemon.health import Counters, Part, Troubles
+from tunsec.daemon.install import perform
+from tunsec.daemon.journal import fields
+from tunsec.daemon.reconcile import (
+    Adoption,
+    adopt,
+    held_reqids,
+    overtaken,
+    settled,
+    want,
+)
+from tunsec.daemon.scope import Scope
+from tunsec.machines.flow import FlowState
+from tunsec.model.errors import Refused, Unavailable
+from tunsec.model.flow import Child, ChildId
+from tunsec.model.names import Reqid
+from tunsec.model.sa import SaId
+from tunsec.model.step import AddSa, AddSp, RemoveSa, RemoveSp, UpdateSp
+from tunsec.plan.diff import Plan, plan
+from tunsec.plan.image import Image
+from tunsec.plan.order import ordered
+from tunsec.ports import Kernel
+
+log = logging.getLogger("tunsec.drift")
+
+
+class Drift:
+    """Law 5 at work: what was asked is held against what is there."""
+
+    def __init__(self, *, kernel: Kernel, counters: Counters, troubles: Troubles) -> None:
+        self._kernel = kernel
+        self._counters = counters
+        self._troubles = troubles
+
+    def with_held_reqids(self, scope: Scope, running: Scope) -> Scope:
+        """The scope with the reqids that its children already have, in the kernel or here."""
+        held: dict[ChildId, Reqid] = held_reqids(scope.children, self._kernel.sps())
+        return scope.with_reqids(held | {child.id: child.reqid for child in running.children})
+
+    def close(self, scope: Scope) -> None:
+        """Block SPs and inbound protect SPs, before anything else; read back. Raises Refused."""
+        wanted = want([FlowState(child) for child in scope.children], scope.blocks)
+        found = plan(wanted, Image(sps=self._kernel.sps()))
+        missing = [step for step in found.steps if isinstance(step, AddSp | UpdateSp)]
+        problem = perform(self._kernel, ordered(missing))
+        if problem is not None:
+            raise Refused("closing the flows", reason=problem)
+
+    def open(self, released: Scope, *, known: Scope) -> int:
+        """Remove the block SPs that `known` has and `released` has not; how many there were.
+
+        When nothing is left to guard, block SPs of ours that nobody remembers go too.
+        """
+        kept = {sp.id for sp in released.blocks}
+        before = {sp.id for sp in known.blocks}
+        gone = [
+            RemoveSp(sp)
+            for sp in released.all_blocks(Image(sps=self._kernel.sps()))
+            if sp.id not in kept and (not released.guarded or sp.id in before)
+        ]
+        self._kernel.apply(gone)
+        return len(gone)
+
+    def adopt(self, children: Mapping[ChildId, Child]) -> Adoption:
+        """What an earlier life left in the kernel; what nobody can use any more is removed."""
+        found = adopt(children, self._image())
+        self._kernel.apply([RemoveSa(sa_id) for sa_id in found.useless])
+        adopted = sum(len(one.inbound) + len(one.outbound) for one in found.by_peer.values())
+        if adopted or found.useless:
+            log.info("adopted", extra=fields({"sas": adopted, "removed": len(found.useless)}))
+        return found
+
+    def foresee(self, flows: Iterable[FlowState], scope: Scope) -> Plan:
+        """What entering a scope would do to the kernel, besides the keys that follow."""
+        known = {flow.child.id: flow for flow in flows}
+        then = [
+            replace(known.get(child.id, FlowState(child)), child=child) for child in scope.children
+        ]
+        have = self._image()
+        return plan(settled(want(then, scope.all_blocks(have)), have), have)
+
+    def repair(self, flows: Iterable[FlowState], scope: Scope) -> tuple[SaId, ...] | None:
+        """Look at everything, mend what can be mended; returns SAs that only fresh keys replace.
+
+        None when the kernel does not answer now.
+        """
+        try:
+            have = self._image()
+        except Unavailable as error:
+            self._troubles.note(Part.KERNEL, str(error))
+            return None
+        self._troubles.note(Part.KERNEL, "")
+        found = plan(settled(want(flows, scope.all_blocks(have)), have), have)
+        self._mend(found)
+        self._troubles.note_strangers(
+            tuple(f"another program owns {one}" for one in found.conflicts),
+            tuple(
+                f"{child}: another program's SP comes first: {sp}"
+                for child, sp in overtaken(scope.children, have)
+            ),
+        )
+        return found.lost
+
+    def _mend(self, found: Plan) -> None:
+        answers = self._kernel.apply(found.steps)
+        for step, answer in zip(found.steps, answers, strict=True):
+            if isinstance(step, AddSa | RemoveSa):
+                self._counters.repaired_sas += 1
+            else:
+                self._counters.repaired_sps += 1
+            log.warning(
+                "drift repaired" if answer is None else "drift not repaired",
+                extra=fields({"step": step, "answer": answer or "ok"}),
+            )
+        self._counters.repaired_sas += len(found.lost)
+
+    def _image(self) -> Image:
+        return Image(self._kernel.sas(), self._kernel.sps())
