@@ -43,8 +43,6 @@ class FlowStatus:
     state: str
     reason: str
     protected: bool
-    declared: bool = True
-    """False for a flow that the policy dropped: it stays blocked until it is released."""
     spi_in: str | None = None
     spi_out: str | None = None
     aead: str | None = None
@@ -57,6 +55,8 @@ class FlowStatus:
     out_packets: int = 0
     drops: int = 0
     warnings: tuple[str, ...] = ()
+    declared: bool = True
+    """False for a flow that the policy dropped: it stays blocked until it is released."""
 
 
 @dataclass(frozen=True, slots=True)

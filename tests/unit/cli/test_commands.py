@@ -215,20 +215,11 @@ def test_a_terminal_gets_a_table(server: Served, where: tuple[str, ...]) -> None
     assert "\x1b[31mBLOCKED" in shown
 
 
-def test_the_command_answers_at_once(server: Served, where: tuple[str, ...]) -> None:
-    def once() -> float:
-        start = time.perf_counter()
-        subprocess.run(
-            (sys.executable, "-m", "tunsec.cli", "status", *where),
-            cwd=ROOT,
-            stdout=subprocess.DEVNULL,
-            check=False,
-            timeout=30,
-        )
-        return time.perf_counter() - start
-
+def test_the_command_imports_little_and_starts_fast(server: Served, where: tuple[str, ...]) -> None:
+    """0.2 s on an idle host is some four bare starts of Python; a ratio holds on a busy one too."""
+    command = ("-m", "tunsec.cli", "status", *where)
     imported = subprocess.run(
-        (sys.executable, "-X", "importtime", "-m", "tunsec.cli", "status", *where),
+        (sys.executable, "-X", "importtime", *command),
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -237,7 +228,20 @@ def test_the_command_answers_at_once(server: Served, where: tuple[str, ...]) -> 
     ).stderr
     for heavy in ("pydantic", "cryptography", "asyncio", "rich", "yaml", "h11", "tunsec.daemon"):
         assert f" {heavy}\n" not in imported
-    assert min(once() for _ in range(5)) < 0.2
+
+    def once(*words: str) -> float:
+        start = time.perf_counter()
+        subprocess.run(
+            (sys.executable, *words),
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            check=False,
+            timeout=30,
+        )
+        return time.perf_counter() - start
+
+    pairs = [(once(*command), once("-c", "pass")) for _ in range(7)]
+    assert min(ours for ours, _ in pairs) < 12 * min(bare for _, bare in pairs)
 
 
 def test_version_and_usage(capsys: pytest.CaptureFixture[str]) -> None:

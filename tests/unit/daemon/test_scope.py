@@ -1,0 +1,91 @@
+"""What a daemon answers for: policies come and go, nothing opens without a release."""
+
+from tunsec.daemon.scope import Scope
+from tunsec.model.names import FlowName, HostName
+from tunsec.model.sp import SpAction
+from tunsec.plan.image import Image
+from tunsec.policy.desired import inbound_sps
+from tunsec.policy.intent import Intent, parse_policy
+
+HOSTS = """\
+version: 1
+hosts:
+  db1: {address: [192.0.2.11, 2001:db8::11]}
+  db2: {address: [192.0.2.12, 2001:db8::12]}
+  db3: {address: 192.0.2.13}
+flows:
+"""
+ONE = "  one: {kind: vxlan, between: [db1, db2]}\n"
+TWO = "  two: {kind: vxlan, between: all, port: 4790, rekey: {after: 5m, hard: 3h}}\n"
+
+
+def policy(*flows: str) -> Intent:
+    """A policy of these flows."""
+    return parse_policy(HOSTS + "".join(flows), "test")
+
+
+def scope(*flows: str) -> Scope:
+    """The scope of db1 under a policy of these flows."""
+    return Scope(HostName("db1"), policy(*flows), "test")
+
+
+def flow_names(given: Scope) -> set[str]:
+    """Flows that are guarded."""
+    return {guarded.flow for guarded in given.guarded}
+
+
+def test_a_host_without_a_policy_holds_nothing() -> None:
+    empty = Scope.empty(HostName("db1"))
+    assert (empty.children, empty.blocks, empty.guarded, empty.rollover) == ((), (), (), None)
+
+
+def test_the_quickest_flow_sets_the_pace_of_offers() -> None:
+    rule = scope(ONE, TWO).rollover
+    assert rule is not None
+    assert rule.after == 300.0
+    assert rule.lifetime == 8 * 3600.0
+
+
+def test_what_a_policy_drops_stays_blocked_until_released() -> None:
+    then = scope(ONE, TWO).with_policy(policy(TWO), "next")
+    assert flow_names(then) == {"one", "two"}
+    assert {child.id.flow for child in then.children} == {"two"}
+    assert set(scope(ONE, TWO).blocks) == set(then.blocks)
+    released = then.without(FlowName("one"))
+    assert flow_names(released) == {"two"}
+    assert set(released.blocks) == set(scope(TWO).blocks)
+
+
+def test_what_was_dropped_twice_is_not_forgotten() -> None:
+    last = scope(ONE).with_policy(policy(TWO), "b").with_policy(policy(TWO), "c")
+    assert flow_names(last) == {"one", "two"}
+    assert flow_names(last.with_policy(policy(ONE), "d")) == {"one", "two"}
+    assert {gone.flow for gone in last.with_policy(policy(ONE), "d").retired} == {"two"}
+
+
+def test_a_released_flow_is_managed_again_by_the_next_policy() -> None:
+    released = scope(ONE, TWO).without(FlowName("one"))
+    assert flow_names(released) == {"two"}
+    assert {child.id.flow for child in released.children} == {"two"}
+    assert flow_names(released.with_policy(policy(ONE, TWO), "next")) == {"one", "two"}
+
+
+def test_everything_can_be_released() -> None:
+    nothing = scope(ONE).with_policy(policy(TWO), "next").without(None)
+    assert (nothing.children, nothing.blocks, nothing.guarded) == ((), (), ())
+
+
+def test_block_sps_that_nobody_remembers_stay() -> None:
+    have = Image(sps={sp.id: sp for sp in scope(ONE, TWO).blocks})
+    assert set(scope(TWO).all_blocks(have)) == set(scope(ONE, TWO).blocks)
+    assert all(sp.action is SpAction.BLOCK for sp in scope(TWO).all_blocks(have))
+
+
+def test_children_keep_the_reqids_they_have() -> None:
+    child = scope(ONE).children[0]
+    other = type(child.reqid)(child.reqid ^ 1)
+    kept = scope(ONE, TWO).with_reqids({child.id: other})
+    [again] = [one for one in kept.children if one.id == child.id]
+    assert again.reqid == other
+    assert inbound_sps(again)[0].templates[0].reqid == other
+    assert len({one.reqid for one in kept.children}) == len(kept.children)

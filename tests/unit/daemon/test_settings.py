@@ -1,0 +1,37 @@
+"""The command line of tunsecd."""
+
+from pathlib import Path
+
+import pytest
+
+from tunsec.daemon.settings import parse_settings
+from tunsec.model.errors import PolicyError
+
+
+def test_a_host_under_systemd_needs_no_options() -> None:
+    settings = parse_settings([], hostname="db1", environment={})
+    assert settings.host == "db1"
+    assert settings.policy == Path("/etc/tunsec/policy.yaml")
+    assert settings.identity == Path("/etc/tunsec/identity")
+    assert settings.directory == "file:///srv/tunsec"
+    assert (settings.run, settings.state) == (Path("/run/tunsec"), Path("/var/lib/tunsec"))
+
+
+def test_credentials_of_systemd_are_the_identity() -> None:
+    environment = {"CREDENTIALS_DIRECTORY": "/run/credentials/tunsecd.service"}
+    settings = parse_settings([], hostname="db1", environment=environment)
+    assert settings.identity == Path("/run/credentials/tunsecd.service")
+    told = parse_settings(["--identity", "/x"], hostname="db1", environment=environment)
+    assert told.identity == Path("/x")
+
+
+def test_charon_is_refused_by_name() -> None:
+    with pytest.raises(PolicyError, match="not in this release"):
+        parse_settings(["--charon", "unix:///x"], hostname="db1", environment={})
+
+
+def test_an_unknown_option_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        parse_settings(["--fast"], hostname="db1", environment={})
+    assert stopped.value.code == 2
+    assert "--fast" in capsys.readouterr().err
