@@ -25,6 +25,7 @@ from tunsec.model.errors import Bug, PolicyError, Refused, Unavailable
 from tunsec.wire.control import (
     ApplyReport,
     ErrorBody,
+    FlowStatus,
     Malformed,
     PlanReport,
     PolicyBody,
@@ -68,6 +69,10 @@ class ControlTarget(Protocol):
 
     def status(self) -> Status:
         """How things stand now."""
+        ...
+
+    def flows(self) -> tuple[FlowStatus, ...]:
+        """How flows stand, without asking the kernel: no counters."""
         ...
 
     async def plan(self, policy: PolicyBody | None) -> PlanReport:
@@ -292,17 +297,16 @@ class ControlServer:
             self._waiting -= 1
 
     def _waiting_for(self, flow: str | None) -> tuple[str, ...]:
-        status = self._target.status()
         return tuple(
             f"{one.flow} {one.peer}: {one.reason or one.state}"
-            for one in status.flows
+            for one in self._target.flows()
             if not one.protected and (one.declared if flow is None else one.flow == flow)
         )
 
     def _check_flow(self, flow: str | None) -> None:
         if flow is None:
             return
-        known = sorted({one.flow for one in self._target.status().flows})
+        known = sorted({one.flow for one in self._target.flows()})
         if flow not in known:
             raise BadRequest(
                 HTTPStatus.NOT_FOUND,

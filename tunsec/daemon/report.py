@@ -64,16 +64,12 @@ def status(
         warnings += mtu_warnings(engine, links.overlay_devices())
     except TunsecError as error:
         warnings.append(str(error))
-    flows = tuple(
-        _flow_status(engine, state, flow, sas=sas, now=now)
-        for state, flow in sorted(engine.flows(), key=lambda item: str(item[1].child.id))
-    )
     counters = engine.counters
     return Status(
         host=engine.host,
         version=tunsec.__version__,
         uptime=now - around.started_at,
-        flows=(*flows, *_retired(engine)),
+        flows=flow_statuses(engine, sas=sas, now=now),
         policy=around.policy,
         directory=DirectoryStatus(
             url=around.directory_url,
@@ -87,6 +83,17 @@ def status(
         drift=DriftStatus(counters.repaired_sas, counters.repaired_sps, counters.repaired_guard),
         warnings=tuple(warnings),
     )
+
+
+def flow_statuses(
+    engine: Engine, *, sas: Mapping[SaId, Sa], now: Instant
+) -> tuple[FlowStatus, ...]:
+    """Every relation, with the counters of the SAs that are given, and what was dropped."""
+    flows = tuple(
+        _flow_status(engine, state, flow, sas=sas, now=now)
+        for state, flow in sorted(engine.flows(), key=lambda item: str(item[1].child.id))
+    )
+    return (*flows, *_retired(engine))
 
 
 def _flow_status(

@@ -38,6 +38,7 @@ from tunsec.policy.values import Ppk
 from tunsec.ports import Record
 from tunsec.wire.control import (
     ApplyReport,
+    FlowStatus,
     PlanReport,
     PolicyBody,
     PolicyStatus,
@@ -366,6 +367,10 @@ class Service:
             links=self._links,
             now=self._clock.now(),
         )
+
+    def flows(self) -> tuple[FlowStatus, ...]:
+        """How flows stand, without asking the kernel."""
+        return report.flow_statuses(self.engine, sas={}, now=self._clock.now())
 
     async def plan(self, policy: PolicyBody | None) -> PlanReport:
         """What applying a policy would change; None: what the policy in force still wants."""

@@ -216,7 +216,7 @@ def test_a_terminal_gets_a_table(server: Served, where: tuple[str, ...]) -> None
 
 
 def test_the_command_imports_little_and_starts_fast(server: Served, where: tuple[str, ...]) -> None:
-    """0.2 s on an idle host is some four bare starts of Python; a ratio holds on a busy one too."""
+    """0.2 s on an idle host is some ten bare starts of Python; a ratio holds on a busy one too."""
     command = ("-m", "tunsec.cli", "status", *where)
     imported = subprocess.run(
         (sys.executable, "-X", "importtime", *command),

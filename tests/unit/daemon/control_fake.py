@@ -75,6 +75,9 @@ class FakeDaemon:
             raise self.bug
         return self.current
 
+    def flows(self) -> tuple[FlowStatus, ...]:
+        return self.status().flows
+
     async def plan(self, policy: PolicyBody | None) -> PlanReport:
         if policy is None:
             return PlanReport("/etc/tunsec/policy.yaml", "0123456789abcdef", ())
