@@ -56,7 +56,7 @@ THIRD_PARTY: Final = {
     "plan": set[str](),
     "ports": set[str](),
     "machines": set[str](),
-    "adapters": {"asyncinotify", "cryptography", "pyroute2", "tenacity", "vici"},
+    "adapters": {"asyncinotify", "cryptography", "tenacity", "vici"},
     "daemon": {"h11", "prometheus_client"},
     "cli": {"rich"},
 }
