@@ -47,6 +47,8 @@ GUEST_ENVIRONMENT: Final = {
     "LC_ALL": "C.UTF-8",
     "LOGNAME": "root",
     "PATH": GUEST_PATH,
+    # A cache would go to the view of the checkout, in which a folder of the host cannot be renamed.
+    "PYTEST_ADDOPTS": "-p no:cacheprovider",
     "PYTHONHASHSEED": "0",
     "PYTHONPATH": "/tunsec:/tunsec/netns-lab:/opt/site",
     "PYTHONUNBUFFERED": "1",
