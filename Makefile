@@ -6,7 +6,6 @@ export PYTHON
 
 venv = $$(.ci/venv)
 stage = venv=$(venv) && VENV_PYTHON=$$venv/bin/python $(PYTHON) tests/stages.py
-colour = $$(test -t 1 && test -z "$$NO_COLOR" && echo --env FORCE_COLOR=1)
 
 .PHONY: help demo test setup lint types unit sim lab lab-virtual bench clean
 .NOTPARALLEL:
@@ -16,7 +15,8 @@ help: ## show this
 		expand -t 14
 
 demo: ## two hosts whose VXLAN is ESP, live, in the lab
-	@netns-lab/lab exec --timeout 120s $(colour) -- python3 -m scenarios.demo
+	@if test -t 1 && test -z "$$NO_COLOR"; then set -- --env FORCE_COLOR=1; fi; \
+		netns-lab/lab exec --timeout 120s "$$@" -- python3 -m scenarios.demo
 
 test: ## everything below, each stage whatever became of the others
 	@$(stage)
