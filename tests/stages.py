@@ -132,14 +132,17 @@ class Runner:
         self.stopping = False
 
     def run_all(self) -> None:
-        with ThreadPoolExecutor(len(SIDE_BY_SIDE)) as lanes:
+        self.run_lanes(SIDE_BY_SIDE)
+        self.run_lanes((ALONE,))
+
+    def run_lanes(self, lanes: Sequence[Sequence[str]]) -> None:
+        with ThreadPoolExecutor(len(lanes)) as threads:
             try:
-                for done in [lanes.submit(self.run_lane, lane) for lane in SIDE_BY_SIDE]:
+                for done in [threads.submit(self.run_lane, lane) for lane in lanes]:
                     done.result()
             except BaseException:
                 self.stop()
                 raise
-        self.run_lane(ALONE)
 
     def run_lane(self, names: Iterable[str]) -> None:
         for name in names:
@@ -247,9 +250,12 @@ def main(names: Sequence[str]) -> int:
     if names:
         return run_here(names)
     runner = Runner()
+    # CI ends a run by SIGTERM: what was started ends with it, as by Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         runner.run_all()
     except KeyboardInterrupt:
+        print("interrupted: all stages were ended", flush=True)
         return 130
     return runner.conclude()
 
