@@ -1,6 +1,8 @@
 """The cast of a simulation: policies and certificates for hosts h0, h1, ... made once."""
 
 import functools
+from collections.abc import Iterable
+from dataclasses import replace
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -13,6 +15,9 @@ from tunsec.policy.intent import Intent, parse_policy
 
 EPOCH = WallTime(1_800_000_000.0)
 """Wall time at which every simulation begins."""
+
+QUIET = "6h"
+"""Rekey span of a policy under which nothing happens for a while."""
 
 
 @functools.cache
@@ -46,16 +51,41 @@ def trust() -> Trust:
 
 @functools.cache
 def policy(
-    hosts: int, *, after: str = "10s", flows: int = 1, both_families: bool = False
+    hosts: int,
+    *,
+    after: str = "10s",
+    hard: str | None = "10m",
+    flows: int = 1,
+    both_families: bool = False,
+    soft_packets: int | None = None,
 ) -> Intent:
-    """A cluster of `hosts` with VXLAN flows between all of them, on ports 4789, 4790, ..."""
+    """A cluster of `hosts` with VXLAN flows between all of them, on ports 4789, 4790, ...
+
+    `soft_packets` may be lower than the language allows, so that few probes reach it.
+    """
     lines = ["version: 1", "hosts:"]
     for number in range(hosts):
         six = f", 2001:db8::{number + 1:x}" if both_families else ""
         lines.append(f"  h{number}: {{address: [192.0.2.{number + 1}{six}]}}")
-    lines += ["defaults:", f"  rekey: {{after: {after}, hard: 10m}}", "flows:"]
+    limit = "" if hard is None else f", hard: {hard}"
+    lines += ["defaults:", f"  rekey: {{after: {after}{limit}}}", "flows:"]
     lines += [
         f"  overlay{number}: {{kind: vxlan, between: all, port: {4789 + number}}}"
         for number in range(flows)
     ]
-    return parse_policy("\n".join(lines) + "\n", "sim.yaml")
+    intent = parse_policy("\n".join(lines) + "\n", "sim.yaml")
+    if soft_packets is None:
+        return intent
+    return replace(
+        intent,
+        flows=tuple(
+            replace(flow, rekey=replace(flow.rekey, soft_packets=soft_packets))
+            for flow in intent.flows
+        ),
+    )
+
+
+def without_flows(intent: Intent, names: Iterable[str]) -> Intent:
+    """A policy that no longer names some flows."""
+    gone = set(names)
+    return replace(intent, flows=tuple(flow for flow in intent.flows if flow.name not in gone))

@@ -1,12 +1,18 @@
 """Random trouble for a world: everything that may go wrong, chosen by the seed."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
-from tests.sim.world import SimHost, World
+from tests.sim.cast import without_flows
+from tests.sim.host import SimHost
+from tests.sim.laws import opened_by_others
+from tests.sim.strangers import move_in
+from tests.sim.world import Probe, World
 from tunsec.model.ownership import is_our_sa, is_our_sp
-from tunsec.model.sp import SpAction
+from tunsec.model.sa import SaId
 from tunsec.model.step import RemoveSa, RemoveSp
+from tunsec.policy.intent import Intent
 
 
 @dataclass(slots=True)
@@ -14,49 +20,82 @@ class Chaos:
     """Strikes a world again and again, then lets it heal."""
 
     world: World
+    probes: Probe = field(default_factory=Probe)
+    _dead_for_long: set[str] = field(default_factory=set)
+    _busy: bool = True
 
     def strike_for(self, span: float) -> None:
-        """Faults at random instants for `span` seconds."""
+        """Faults at random instants for `span` seconds, under packets."""
         world = self.world
-        world.directory.faults.longest_delay = world.dice.choice([0.01, 0.05, 0.3])
-        world.directory.faults.repeat = world.dice.choice([0.0, 0.2])
-        world.directory.faults.replay_old = world.dice.choice([0.0, 0.1])
-        world.directory.faults.fail = world.dice.choice([0.0, 0.1])
+        faults = world.directory.faults
+        faults.longest_delay = world.dice.choice([0.01, 0.05, 0.3])
+        faults.repeat = world.dice.choice([0.0, 0.2])
+        faults.replay_old = world.dice.choice([0.0, 0.1])
+        faults.fail = world.dice.choice([0.0, 0.1])
         world.lose_events = world.dice.choice([0.0, 0.1])
+        world.longest_trip = world.dice.choice([0.001, 0.02])
         at = 0.0
         while at < span:
-            at += world.dice.expovariate(1.0)
+            at += world.dice.expovariate(1.2)
             world.later(at, self._strike)
+        self._send_now_and_then(world.dice.choice([0.05, 0.2]))
 
     def heal(self) -> None:
         """Everything works again; daemons that are dead start."""
         world = self.world
-        world.directory.away = False
-        world.directory.faults.fail = 0.0
-        world.directory.faults.replay_old = 0.0
+        self._busy = False
+        faults = world.directory.faults
+        faults.fail = faults.replay_old = 0.0
         world.lose_events = 0.0
+        world.skew.clear()
+        world.directory.cut_off.clear()
+        world.directory_back()
         for host in world.hosts.values():
             host.crash_in = None
+            host.dies_unanswered = False
+            host.held_down = False
             world.start(host)
 
+    def _send_now_and_then(self, longest_pause: float) -> None:
+        if not self._busy:
+            return
+        children = self.world.children()
+        if children:
+            host, child = self.world.dice.choice(children)
+            self.world.probe(self.probes, host, child)
+        pause = self.world.dice.uniform(0.0, longest_pause)
+        self.world.later(pause, lambda: self._send_now_and_then(longest_pause))
+
     def _strike(self) -> None:
+        if not self._busy:
+            return
         host = self.world.dice.choice(list(self.world.hosts.values()))
         strikes: list[tuple[int, Callable[[SimHost], None]]] = [
             (4, self._crash),
             (4, self._crash_in_the_middle),
+            (2, self._crash_unanswered),
+            (1, self._die_for_long),
             (2, self._reboot),
             (2, self._directory_away),
+            (1, self._cut_off),
             (2, self._remove_an_sa),
-            (2, self._remove_sps),
+            (2, self._remove_an_sp),
             (1, self._flush_sas),
+            (1, self._flush_sps),
             (1, self._guard_gone),
+            (2, self._clock_jumps),
+            (2, self._policy_changes),
+            (1, self._release),
+            (1, self._stranger),
         ]
         weights = [weight for weight, _ in strikes]
         [(_, strike)] = self.world.dice.choices(strikes, weights)
         strike(host)
 
+    # Daemons and hosts
+
     def _again(self, host: SimHost) -> None:
-        self.world.later(self.world.dice.uniform(0.0, 3.0), lambda: self.world.start(host))
+        self.world.start_later(host, self.world.dice.uniform(0.0, 3.0))
 
     def _crash(self, host: SimHost) -> None:
         self.world.crash(host)
@@ -65,58 +104,111 @@ class Chaos:
     def _crash_in_the_middle(self, host: SimHost) -> None:
         host.crash_in = self.world.dice.randint(0, 12)
         for attempt in range(8):
-            self.world.later(0.5 + attempt, lambda: self.world.start(host))
+            self.world.start_later(host, 0.5 + attempt)
+
+    def _crash_unanswered(self, host: SimHost) -> None:
+        host.dies_unanswered = True
+        for attempt in range(8):
+            self.world.start_later(host, 0.5 + attempt)
+
+    def _die_for_long(self, host: SimHost) -> None:
+        self.world.crash(host)
+        host.held_down = True
 
     def _reboot(self, host: SimHost) -> None:
         self.world.reboot(host)
         self._again(host)
 
+    def _clock_jumps(self, host: SimHost) -> None:
+        span = self.world.dice.choice([-86_400.0, -3.0, 0.0, 3.0, 30.0, 86_400.0])
+        self.world.skew[host.name] = span
+        self.world.tell(f"{host.name}: the clock is set {span:+.0f} s off")
+
+    # The directory
+
     def _directory_away(self, _: SimHost) -> None:
+        if not self.world.directory.away:
+            self.world.directory_away(self.world.dice.choice([0.5, 2.0, 5.0, 20.0]))
+
+    def _cut_off(self, host: SimHost) -> None:
         world = self.world
-        world.directory.away = True
-        world.tell("directory is away")
+        world.directory.cut_off.add(host.name)
+        world.tell(f"{host.name} does not reach the directory")
 
-        def back() -> None:
-            world.directory.away = False
-            world.tell("directory is back")
+        def joins() -> None:
+            world.directory.cut_off.discard(host.name)
+            world.tell(f"{host.name} reaches the directory")
 
-        world.later(world.dice.uniform(0.1, 5.0), back)
+        world.later(world.dice.uniform(0.5, 6.0), joins)
+
+    # The admin's hand, and other programs
+
+    def _by_hand(self, host: SimHost, what: str, gone: Iterable[SaId] = ()) -> None:
+        self.world.tell(f"by hand on {host.name}: {what}")
+        self.world.laws.excuse(gone)
 
     def _remove_an_sa(self, host: SimHost) -> None:
         ours = [sa_id for sa_id, sa in host.kernel.all_sas() if is_our_sa(sa)]
         if ours:
             victim = self.world.dice.choice(ours)
-            self.world.tell(f"by hand on {host.name}: SA {victim} removed")
-            self.world.laws.orphan_excuses.add(victim)
+            self._by_hand(host, f"SA {victim} removed", [victim])
             host.kernel.by_hand(RemoveSa(victim))
 
-    def _remove_sps(self, host: SimHost) -> None:
-        if host.engine is None:
-            return  # nobody would repair it, and nobody could
+    def _remove_an_sp(self, host: SimHost) -> None:
         ours = [sp for sp in host.kernel.sps().values() if is_our_sp(sp)]
-        if ours:
+        if ours and self._two_layers(host):
             victim = self.world.dice.choice(ours)
-            self.world.tell(f"by hand on {host.name}: SP {victim} removed")
+            self._by_hand(host, f"SP {victim} removed")
             host.tampered = True
             host.kernel.by_hand(RemoveSp(victim))
 
     def _flush_sas(self, host: SimHost) -> None:
-        self.world.tell(f"by hand on {host.name}: SAs flushed")
-        self.world.laws.orphan_excuses |= {sa_id for sa_id, _ in host.kernel.all_sas()}
+        self._by_hand(host, "SAs flushed", [sa_id for sa_id, _ in host.kernel.all_sas()])
         host.kernel.flush_sas()
-        self.world.laws.own_foreign(host)
+        self.world.laws.foreign_changed(host)
+
+    def _flush_sps(self, host: SimHost) -> None:
+        if self._two_layers(host):
+            self._by_hand(host, "SPs flushed")
+            host.tampered = True
+            host.kernel.flush_sps()
+            self.world.laws.foreign_changed(host)
 
     def _guard_gone(self, host: SimHost) -> None:
-        if host.engine is None or host.tampered:
-            return
-        self.world.tell(f"by hand on {host.name}: guard table removed")
-        host.guard.guard = None
         engine = host.engine
-        engine.on_guard_changed()
+        if engine is not None and self._two_layers(host):
+            self._by_hand(host, "guard table removed")
+            host.guard.guard = None
+            engine.on_guard_changed()
 
+    def _two_layers(self, host: SimHost) -> bool:
+        """Whether both layers stand, and a daemon that would repair one. Who takes both away at
+        once opens the host."""
+        return (
+            host.engine is not None
+            and host.guard.guard is not None
+            and not host.tampered
+            and not opened_by_others(host)
+        )
 
-def block_sps(host: SimHost) -> int:
-    """How many block SPs of ours a host holds."""
-    return sum(
-        is_our_sp(sp) and sp.action is SpAction.BLOCK for sp in host.kernel.sps().values()
-    )
+    def _policy_changes(self, _: SimHost) -> None:
+        """A new policy for all, that each host gets at its own time."""
+        world = self.world
+        names = [flow.name for flow in world.intent.flows]
+        gone = world.dice.sample(names, world.dice.randint(0, len(names)))
+        intent = without_flows(world.intent, gone)
+        for host in world.hosts.values():
+            delay = world.dice.uniform(0.0, 1.5)
+            world.later(delay, functools.partial(self._apply, host, intent))
+
+    def _apply(self, host: SimHost, intent: Intent) -> None:
+        if self._busy:
+            self.world.apply(host, intent, keep_released=self.world.dice.random() < 0.5)
+
+    def _release(self, host: SimHost) -> None:
+        names = [flow.name for flow in self.world.intent.flows]
+        self.world.release(host, self.world.dice.choice([None, *names]))
+
+    def _stranger(self, host: SimHost) -> None:
+        if not any(not is_our_sp(sp) for sp in host.kernel.sps().values()):
+            move_in(self.world, host)

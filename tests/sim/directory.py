@@ -1,5 +1,6 @@
 """A directory that delays, reorders, repeats and fails, as a file system or a cluster may."""
 
+import functools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -29,17 +30,22 @@ class Directory:
     now: Callable[[], Instant]
     faults: DirectoryFaults = field(default_factory=DirectoryFaults)
     away: bool = False
+    cut_off: set[str] = field(default_factory=set)
+    """Hosts that cannot reach it; the others can."""
     records: dict[str, bytes] = field(default_factory=dict)
     history: dict[str, list[bytes]] = field(default_factory=dict)
     watchers: dict[str, Callable[[Sequence[Record]], None]] = field(default_factory=dict)
     writes: int = 0
 
-    def write(self, records: Sequence[Record], done: Callable[[Exception | None], None]) -> None:
+    def write(
+        self, author: str, records: Sequence[Record], done: Callable[[Exception | None], None]
+    ) -> None:
         """A write takes a while, then tells its author and, a while later, every reader."""
 
         def land() -> None:
-            if self.away or self.dice.random() < self.faults.fail:
-                if self.dice.random() < 0.5:
+            unreachable = self.away or author in self.cut_off
+            if unreachable or self.dice.random() < self.faults.fail:
+                if not unreachable and self.dice.random() < 0.5:
                     self._store(records)  # it landed, but its author is told otherwise
                 done(OSError("directory is away"))
                 return
@@ -49,8 +55,6 @@ class Directory:
         self.later(self._delay(), land)
 
     def _store(self, records: Sequence[Record]) -> None:
-        if self.away:
-            return
         self.writes += len(records)
         for record in records:
             self.records[record.path] = record.body
@@ -72,7 +76,7 @@ class Directory:
         watcher = self.watchers.get(name)
         if watcher is None:
             return
-        if self.away:
+        if self.away or name in self.cut_off:
             self.later(0.5, lambda: self._deliver(name, record))
             return
         watcher([record])
@@ -80,10 +84,25 @@ class Directory:
     def watch(self, name: str, watcher: Callable[[Sequence[Record]], None]) -> None:
         """A daemon starts: it is shown everything that is there."""
         self.watchers[name] = watcher
-        for path, body in self.records.items():
-            if _concerns(name, path):
-                record = Record(path, body)
-                self.later(self._delay(), lambda record=record: self._deliver(name, record))
+        self.retell(name)
+
+    def retell(self, name: str) -> None:
+        """A watcher looks at everything anew: one by one, or all at once."""
+        seen = [Record(path, body) for path, body in self.records.items() if _concerns(name, path)]
+        if self.dice.random() < 0.5:
+            self.later(self._delay(), lambda: self._deliver_all(name, seen))
+            return
+        for record in seen:
+            self.later(self._delay(), functools.partial(self._deliver, name, record))
+
+    def _deliver_all(self, name: str, records: Sequence[Record]) -> None:
+        watcher = self.watchers.get(name)
+        if watcher is None or not records:
+            return
+        if self.away or name in self.cut_off:
+            self.later(0.5, lambda: self._deliver_all(name, records))
+            return
+        watcher(records)
 
     def unwatch(self, name: str) -> None:
         """A daemon is gone."""

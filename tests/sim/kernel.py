@@ -9,9 +9,11 @@ import ipaddress
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from tests.sim.cast import EPOCH
 from tunsec.model.clock import Instant
 from tunsec.model.errors import Refused
 from tunsec.model.event import (
+    Acquired,
     HardExpired,
     KernelEvent,
     SaAdded,
@@ -22,10 +24,13 @@ from tunsec.model.event import (
     SpdFlushed,
 )
 from tunsec.model.names import Address, Network, Spi
-from tunsec.model.sa import Sa, SaId, Usage
+from tunsec.model.sa import Lifetimes, Sa, SaId, Usage
 from tunsec.model.selector import PortMatch, Selector
-from tunsec.model.sp import Sp, SpAction, SpDirection, SpId
+from tunsec.model.sp import Sp, SpAction, SpDirection, SpId, Template
 from tunsec.model.step import AddSa, AddSp, RemoveSa, RemoveSp, Step, UpdateSp
+
+ACQUIRE_SECONDS = 30
+"""net.core.xfrm_acq_expires."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +78,12 @@ class FakeKernel:
         self.installed_keys: list[tuple[SaId, bytes]] = []
         self.before_step: Callable[[Step], None] = lambda step: None
         self.listeners: list[Callable[[KernelEvent, bool], None]] = []
+        self.somebody_listens: Callable[[], bool] = lambda: False
+        """Whether a daemon would hear an acquire."""
         self.version = 0
         """Rises with every change of the SAD or SPD."""
         self._expiry: tuple[int, Instant | None] = (-1, None)
+        self._rulings: dict[tuple[SpDirection, Packet], Sp | None] = {}
 
     # The port
 
@@ -103,8 +111,12 @@ class FakeKernel:
         return self._sps.get(sp_id)
 
     def _shown(self, held: Held) -> Sa:
-        usage = Usage(usage_bytes=held.packets * 100, usage_packets=held.packets)
-        return replace(held.sa, key=None, usage=usage)
+        usage = Usage(
+            usage_bytes=held.packets * 100,
+            usage_packets=held.packets,
+            added_at=int(EPOCH + held.added_at),
+        )
+        return replace(held.sa, usage=usage)
 
     def _apply(self, step: Step, *, ours: bool = True) -> Refused | None:
         self.before_step(step)
@@ -134,11 +146,13 @@ class FakeKernel:
             case RemoveSp(sp):
                 if self._sps.pop(sp.id, None) is None:
                     return Refused(str(step), errno=errno.ENOENT, reason="No such file")
+                self._rulings.clear()
                 self._tell(SpChanged(sp.id, removed=True), ours)
         return None
 
     def _put(self, sp: Sp) -> None:
         self._index += 8
+        self._rulings.clear()
         before = self._sps.pop(sp.id, None)
         self._sps[sp.id] = replace(sp, index=before.index if before else self._index)
 
@@ -165,6 +179,7 @@ class FakeKernel:
     def flush_sps(self) -> None:
         """`ip xfrm policy flush`."""
         self._sps.clear()
+        self._rulings.clear()
         self._tell(SpdFlushed(), False)
 
     # Time
@@ -174,13 +189,21 @@ class FakeKernel:
         now = self._now()
         for sa_id, held in list(self._sas.items()):
             life = held.sa.lifetimes
-            age = now - held.added_at
-            if life.hard_seconds is not None and age >= life.hard_seconds:
+            if _over(held, life.hard_seconds, now):
                 del self._sas[sa_id]
                 self._tell(HardExpired(sa_id, held.sa.reqid), False)
-            elif life.soft_seconds is not None and age >= life.soft_seconds and not held.dying:
+            elif _over(held, life.soft_seconds, now) and not held.dying:
                 held.dying = True
                 self._tell(SoftExpired(sa_id, held.sa.reqid), False)
+
+    def expiring(self) -> list[SaId]:
+        """SAs that are at their end by time and still there."""
+        now = self._now()
+        return [
+            sa_id
+            for sa_id, held in self._sas.items()
+            if _over(held, held.sa.lifetimes.hard_seconds, now)
+        ]
 
     def next_expiry(self) -> Instant | None:
         """When the next SA reaches a limit by time."""
@@ -200,31 +223,36 @@ class FakeKernel:
         ]
         return min(times, default=None)
 
-    def _carried(self, held: Held) -> None:
-        """Count a packet; soft and hard limits by packets (xfrm_state_check_expire)."""
-        held.packets += 1
+    def _may_carry(self, held: Held) -> bool:
+        """Soft and hard limits by packets, then count (xfrm_state_check_expire)."""
         life = held.sa.lifetimes
         if life.hard_packets is not None and held.packets >= life.hard_packets:
             del self._sas[held.sa.id]
             self._tell(HardExpired(held.sa.id, held.sa.reqid), False)
-        elif (
-            life.soft_packets is not None
-            and held.packets >= life.soft_packets
-            and not held.dying
-        ):
+            return False
+        if life.soft_packets is not None and held.packets >= life.soft_packets and not held.dying:
             held.dying = True
             self._tell(SoftExpired(held.sa.id, held.sa.reqid), False)
+        held.packets += 1
+        return True
 
     # Packets
 
     def lookup(self, direction: SpDirection, packet: Packet) -> Sp | None:
         """The SP that rules a packet: lowest priority number first, then the oldest."""
-        matching = [
-            sp
-            for sp in self._sps.values()
-            if sp.id.direction is direction and sp.id.mark is None and covers(sp.id, packet)
-        ]
-        return min(matching, key=lambda sp: (sp.priority, sp.index), default=None)
+        asked = (direction, packet)
+        if asked not in self._rulings:
+            matching = [
+                sp
+                for sp in self._sps.values()
+                if sp.id.direction is direction
+                and sp.id.mark is None
+                and sp.id.if_id is None
+                and covers(sp.id, packet)
+            ]
+            first = min(matching, key=lambda sp: (sp.priority, sp.index), default=None)
+            self._rulings[asked] = first
+        return self._rulings[asked]
 
     def send(self, packet: Packet) -> Packet | EspPacket | None:
         """What leaves this host: the packet in clear, protected, or nothing."""
@@ -237,11 +265,12 @@ class FakeKernel:
             return packet
         held = self._outbound(sp)
         if held is None:
+            self._acquire(sp.templates[0], packet)
+            return None
+        if not self._may_carry(held):
             return None
         held.out_seq += 1
-        esp = EspPacket(held.sa.id.spi, held.key, held.out_seq, packet)
-        self._carried(held)
-        return esp
+        return EspPacket(held.sa.id.spi, held.key, held.out_seq, packet)
 
     def would_send_clear(self, packet: Packet) -> bool:
         """Whether a packet would leave in clear; nothing is counted."""
@@ -254,17 +283,34 @@ class FakeKernel:
 
     def _outbound(self, sp: Sp) -> Held | None:
         template = sp.templates[0]
-        if template.spi is not None:
-            held = self._sas.get(SaId(template.dst, template.spi))
-            return held if held is not None and held.sa.reqid == template.reqid else None
         return next(
             (
                 held
                 for held in reversed(self._sas.values())
-                if held.sa.reqid == template.reqid and held.sa.id.dst == template.dst
+                if held.sa.reqid == template.reqid
+                and held.sa.id.dst == template.dst
+                and template.spi in (None, held.sa.id.spi)
+                and not held.sa.larval
             ),
             None,
         )
+
+    def _acquire(self, template: Template, packet: Packet) -> None:
+        """Ask for an SA if somebody listens: a larval one stands in its place (km_query)."""
+        sa_id = SaId(template.dst, template.spi or Spi(0))
+        if sa_id in self._sas or not self.somebody_listens():
+            return
+        larval = Sa(
+            sa_id,
+            template.src,
+            template.reqid,
+            None,
+            lifetimes=Lifetimes(hard_seconds=ACQUIRE_SECONDS),
+            larval=True,
+        )
+        self._sas[sa_id] = Held(larval, b"", self._now())
+        selector = Selector(ipaddress.ip_network(packet.src), ipaddress.ip_network(packet.dst))
+        self._tell(Acquired(selector, template.src, template.dst, template.reqid), False)
 
     def receive(self, packet: Packet | EspPacket) -> bool:
         """Whether a packet from the wire is delivered."""
@@ -272,10 +318,11 @@ class FakeKernel:
             sp = self.lookup(SpDirection.IN, packet)
             return sp is None or (sp.action is SpAction.ALLOW and not sp.templates)
         held = self._sas.get(SaId(packet.inner.dst, packet.spi))
-        if held is None or held.key != packet.key or packet.seq in held.seen:
+        if held is None or held.sa.larval or held.key != packet.key or packet.seq in held.seen:
+            return False
+        if not self._may_carry(held):
             return False
         held.seen.add(packet.seq)
-        self._carried(held)
         sp = self.lookup(SpDirection.IN, packet.inner)
         if sp is None:
             return True
@@ -291,6 +338,10 @@ class FakeKernel:
     def out_seq(self, sa_id: SaId) -> int:
         """The last sequence number sent on an SA."""
         return self._sas[sa_id].out_seq
+
+
+def _over(held: Held, limit: int | None, now: Instant) -> bool:
+    return limit is not None and held.added_at + limit <= now
 
 
 def covers(sp_id: SpId, packet: Packet) -> bool:

@@ -9,94 +9,37 @@ import itertools
 import os
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from tests.sim.cast import EPOCH, identity, trust
 from tests.sim.directory import Directory
+from tests.sim.host import FakeGuard, NoLinks, SimHost
 from tests.sim.kernel import EspPacket, FakeKernel, Packet
 from tests.sim.laws import Laws
 from tunsec.daemon.engine import Engine, Ports
 from tunsec.daemon.post import PostRoom
 from tunsec.daemon.scope import Scope
-from tunsec.keying.newest import Newest
 from tunsec.keying.ring import Keyring
 from tunsec.machines.flow import Phase
 from tunsec.model.aead import Aead, AeadSpeed
 from tunsec.model.clock import Instant, WallTime
+from tunsec.model.errors import Refused
 from tunsec.model.event import EventsLost, KernelEvent
-from tunsec.model.flow import ChildId
-from tunsec.model.guard import Guard, GuardDrops
-from tunsec.model.names import MAX_SPI, MIN_SPI, Address, Boot, HostName
+from tunsec.model.flow import Child, ChildId
+from tunsec.model.names import MAX_SPI, MIN_SPI, Boot, FlowName, HostName, Spi
+from tunsec.model.ownership import is_our_sp
 from tunsec.model.secret import Secret
 from tunsec.model.step import Step
+from tunsec.policy.desired import inbound_sps, outbound_sps
 from tunsec.policy.intent import Intent
-from tunsec.ports import OverlayDevice, Record
+from tunsec.ports import Record
 
 SPEEDS = (AeadSpeed(Aead.AES_128_GCM, 100_000_000), AeadSpeed(Aead.CHACHA20_POLY1305, 190_000_000))
+PROTECTED = (Phase.INSTALLED, Phase.REKEYING)
 
 
 class Crashed(Exception):
     """The daemon dies in the middle of what it does."""
-
-
-class FakeGuard:
-    """The nftables table: there or not, and with which content."""
-
-    def __init__(self) -> None:
-        self.guard: Guard | None = None
-
-    def put(self, guard: Guard) -> None:
-        self.guard = guard
-
-    def intact(self, guard: Guard) -> bool:
-        return self.guard == guard
-
-    def drops(self) -> dict[str, GuardDrops]:
-        return {}
-
-    def remove(self) -> None:
-        self.guard = None
-
-    def drops_clear(self, packet: Packet) -> bool:
-        """Whether the table holds back a packet that no SA covers, out or in."""
-        if self.guard is None:
-            return False
-        return any(
-            flow.proto == packet.proto
-            and packet.dport in flow.ports
-            and (packet.src in flow.peers or packet.dst in flow.peers)
-            for flow in self.guard.flows
-        )
-
-
-class NoLinks:
-    """No devices: the simulation's packets need none."""
-
-    def addresses(self) -> frozenset[Address]:
-        return frozenset()
-
-    def overlay_devices(self) -> tuple[OverlayDevice, ...]:
-        return ()
-
-
-@dataclass(slots=True)
-class SimHost:
-    """One host: what a crash leaves, and what it does not."""
-
-    name: HostName
-    kernel: FakeKernel
-    guard: FakeGuard
-    newest: Newest = field(default_factory=Newest)
-    engine: Engine | None = None
-    ring: Keyring | None = None
-    life: int = 0
-    closed: bool = False
-    """No clear packet could leave or enter at some check since the last reboot."""
-    tampered: bool = False
-    """Somebody changed SPs by hand and the daemon has not seen it yet."""
-    rebooted_at: float = -1.0
-    crash_in: int | None = None
-    """Kernel steps until the daemon dies."""
 
 
 @dataclass(slots=True)
@@ -105,33 +48,49 @@ class Probe:
 
     sent: int = 0
     delivered: int = 0
+    held_back: int = 0
+    """Not sent at all: blocked, or no SA."""
+
+    @property
+    def lost(self) -> int:
+        """Sent or held back, and not delivered."""
+        return self.sent - self.delivered
 
 
 class World:
     """Everything there is. `run` pops the earliest event until a given time."""
 
-    def __init__(self, seed: int, intent: Intent, *, start: bool = True) -> None:
+    def __init__(self, seed: int, intent: Intent, *, start_within: float | None = 1.0) -> None:
+        """Daemons start within some seconds, each at its own time; None: by hand."""
         self.seed = seed
         self.dice = random.Random(seed)
         self.now = 1000.0
         self.intent = intent
         self.skew: dict[HostName, float] = {}
+        self.lose_events = 0.0
+        """Chance that a kernel event is lost to an overrun."""
+        self.longest_trip = 0.001
+        """Seconds that a packet may be on its way."""
         self.directory = Directory(self.dice, self.later, lambda: Instant(self.now))
         self.hosts = {host.name: self._host(host.name) for host in intent.hosts}
         self.story: list[str] = []
         self.laws = Laws(self)
-        self.clear_delivered = 0
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
-        if start:
+        if start_within is not None:
             for host in self.hosts.values():
-                self.later(self.dice.uniform(0.0, 1.0), lambda host=host: self.start(host))
+                self.start_later(host, self.dice.uniform(0.0, start_within))
 
     def _host(self, name: HostName) -> SimHost:
-        host = SimHost(name, FakeKernel(lambda: Instant(self.now)), FakeGuard())
-        host.kernel.before_step = lambda step: self._maybe_crash(host, step)
-        host.kernel.listeners.append(lambda event, ours: self._kernel_event(host, event, ours))
+        kernel = FakeKernel(lambda: Instant(self.now))
+        host = SimHost(name, kernel, FakeGuard(), Scope(name, self.intent, "sim"))
+        self._wire(host, kernel)
         return host
+
+    def _wire(self, host: SimHost, kernel: FakeKernel) -> None:
+        kernel.before_step = lambda step: self._maybe_crash(host, step)
+        kernel.somebody_listens = lambda: host.engine is not None
+        kernel.listeners.append(lambda event, ours: self._kernel_event(host, event, ours))
 
     # Time
 
@@ -166,6 +125,7 @@ class World:
         for host in self.hosts.values():
             expiry = host.kernel.next_expiry()
             if expiry is not None and expiry <= self.now:
+                self.laws.may_expire(host)
                 host.kernel.expire()
                 return
             deadline = host.engine.deadline() if host.engine else None
@@ -176,19 +136,31 @@ class World:
             _, _, act = heapq.heappop(self._heap)
             act()
 
+    def run_until(self, done: Callable[[], bool], limit: float) -> float:
+        """Run until something holds; returns the seconds it took, raises after `limit`."""
+        began = self.now
+        while not done():
+            if self.now - began >= limit:
+                raise AssertionError(f"not within {limit} s\n{self.tale()}")
+            self.run(0.05)
+        return self.now - began
+
     # Daemons
 
-    def start(self, host: SimHost, intent: Intent | None = None) -> None:
+    def start_later(self, host: SimHost, delay: float) -> None:
+        """Somebody starts a daemon in a while."""
+        self.later(delay, lambda: self.start(host))
+
+    def start(self, host: SimHost) -> None:
         """Start the daemon of a host, or start it again."""
-        if host.engine is not None:
+        if host.engine is not None or host.held_down:
             return
         host.life += 1
         self.tell(f"{host.name} starts, life {host.life}")
-        scope = Scope(host.name, intent or self.intent, "sim")
         clock = _SimClock(self, host.name)
         entropy = _SimEntropy(random.Random(self.dice.getrandbits(64)))
         host.ring = Keyring(
-            identity(host.name), trust(), grants=scope.grants, newest=host.newest
+            identity(host.name), trust(), grants=host.scope.grants, newest=host.newest
         )
         post = PostRoom(
             host=host.name,
@@ -198,36 +170,32 @@ class World:
             entropy=entropy,
             aeads=SPEEDS,
         )
-        host.engine = Engine(
-            host=host.name,
-            ports=Ports(
-                kernel=host.kernel,
-                guard=host.guard,
-                links=NoLinks(),
-                directory=_SimDirectory(self, host),
-                clock=clock,
-                entropy=entropy,
-            ),
-            post=post,
-        )
-        self._with_engine(host, lambda engine: engine.start(scope))
-        self.directory.watch(host.name, lambda records: self._records(host, records))
+        directory = _SimDirectory(self, host)
+        ports = Ports(host.kernel, host.guard, NoLinks(), directory, clock, entropy)
+        host.engine = Engine(host=host.name, ports=ports, post=post)
+        host.on_start(host)
+        self._with_engine(host, lambda engine: engine.start(host.scope))
+        if host.engine is not None:
+            self.directory.watch(host.name, lambda records: self._records(host, records))
 
     def _records(self, host: SimHost, records: Sequence[Record]) -> None:
         self._with_engine(host, lambda engine: engine.on_records(records))
 
-    def _with_engine(self, host: SimHost, act: Callable[[Engine], object]) -> None:
+    def _with_engine(self, host: SimHost, act: Callable[[Engine], object]) -> bool:
+        """Whether the daemon was there and lived through it."""
         if host.engine is None:
-            return
+            return False
         try:
             act(host.engine)
-            if host.ring is not None:
-                host.newest = host.ring.newest()
         except Crashed:
             self.crash(host)
+            return False
+        if host.ring is not None:
+            host.newest = host.ring.newest()
+        return True
 
     def _maybe_crash(self, host: SimHost, step: Step) -> None:
-        if host.crash_in is None:
+        if host.crash_in is None or host.engine is None:
             return
         host.crash_in -= 1
         if host.crash_in < 0:
@@ -241,6 +209,7 @@ class World:
             host.engine.close()
         host.engine = None
         host.ring = None
+        host.dies_unanswered = False
         self.directory.unwatch(host.name)
         self.tell(f"{host.name} is dead")
 
@@ -249,19 +218,56 @@ class World:
         self.crash(host)
         host.crash_in = None
         fresh = FakeKernel(lambda: Instant(self.now))
-        fresh.before_step = lambda step: self._maybe_crash(host, step)
-        fresh.listeners.append(lambda event, ours: self._kernel_event(host, event, ours))
+        self._wire(host, fresh)
         self.laws.kernel_replaced(host)
         host.kernel = fresh
         host.guard.guard = None
-        host.closed = False
-        host.rebooted_at = self.now
+        host.closed.clear()
         self.tell(f"{host.name} rebooted")
 
-    # Events of kernels
+    # Admins
 
-    lose_events = 0.0
-    """Chance that an event is lost to an overrun."""
+    def apply(self, host: SimHost, intent: Intent, *, keep_released: bool = False) -> None:
+        """`tunsec apply`, or a reload that leaves flows released; without a daemon, the policy
+        file is changed."""
+        scope = host.scope.with_policy(intent, "sim", keep_released=keep_released)
+        names = ", ".join(flow.name for flow in intent.flows)
+        self.tell(f"{host.name} gets a policy with {names or 'no flow'}")
+        self.laws.may_drop(host, scope)
+        if host.engine is None:
+            host.scope = scope
+            return
+        lived = self._with_engine(host, lambda engine: engine.change_scope(scope))
+        if lived or self.dice.random() < 0.5:  # a policy file outlives the daemon that read it
+            host.scope = scope
+
+    def release(self, host: SimHost, flow: FlowName | None) -> None:
+        """`tunsec release`: from now on packets of a flow may go in clear here."""
+        if host.engine is None:
+            return
+        self.tell(f"{host.name} releases {flow or 'everything'}")
+        scope = host.scope.without(flow)
+        self.laws.may_open(host, scope)
+        host.scope = scope
+        self._with_engine(host, lambda engine: engine.release(engine.scope.without(flow)))
+
+    # The directory as a whole
+
+    def directory_away(self, span: float) -> None:
+        """Nobody reaches the directory for a while; then daemons look at all of it anew."""
+        self.directory.away = True
+        self.tell(f"directory is away for {span:.1f} s")
+        self.later(span, self.directory_back)
+
+    def directory_back(self) -> None:
+        """The directory is back."""
+        self.directory.away = False
+        self.tell("directory is back")
+        for host in self.hosts.values():
+            self._with_engine(host, lambda engine: engine.on_directory_back())
+            self.directory.retell(host.name)
+
+    # Events of kernels
 
     def _kernel_event(self, host: SimHost, event: KernelEvent, ours: bool) -> None:
         lost = self.dice.random() < self.lose_events
@@ -274,18 +280,17 @@ class World:
 
     # Packets
 
-    def packet(self, child: ChildId, *, outbound: bool, owner: HostName) -> Packet:
-        """A packet of a child, as its own host sends or receives it."""
+    def packet(self, child: ChildId) -> Packet:
+        """A packet of a child, as its own host sends it."""
         flow = next(flow for flow in self.intent.flows if flow.name == child.flow)
-        src, dst = (child.local, child.remote) if outbound else (child.remote, child.local)
-        return Packet(src, dst, 17, 40_000, flow.port)
+        return Packet(child.local, child.remote, 17, 40_000, flow.port)
 
-    def probe(self, probe: Probe, owner: SimHost, child: ChildId, delay: float = 0.001) -> None:
+    def probe(self, probe: Probe, owner: SimHost, child: ChildId) -> None:
         """Send one packet of a child to its peer."""
-        packet = self.packet(child, outbound=True, owner=owner.name)
-        sent = owner.kernel.send(packet)
+        sent = owner.kernel.send(self.packet(child))
         probe.sent += 1
         if sent is None:
+            probe.held_back += 1
             return
         peer = self.hosts[child.peer]
 
@@ -293,37 +298,59 @@ class World:
             if isinstance(sent, EspPacket) and peer.kernel.receive(sent):
                 probe.delivered += 1
 
-        self.later(delay, arrive)
+        self.later(self.dice.uniform(0.0, self.longest_trip), arrive)
 
     # Looking
 
     def protected(self) -> bool:
-        """Whether every child of every host is INSTALLED or REKEYING."""
-        return all(
-            host.engine is not None
-            and all(
-                flow.phase in (Phase.INSTALLED, Phase.REKEYING)
-                for _, flow in host.engine.flows()
-            )
-            for host in self.hosts.values()
-        )
+        """Whether every child that can be is INSTALLED or REKEYING."""
+        return self._all_are(PROTECTED)
 
     def settled(self) -> bool:
-        """Whether every child has one SA each way and nothing in progress."""
-        return all(
-            host.engine is not None
-            and all(flow.phase is Phase.INSTALLED for _, flow in host.engine.flows())
+        """Whether every child that can be has one SA each way and nothing in progress, and every
+        host one private key."""
+        return self._all_are((Phase.INSTALLED,)) and all(
+            host.engine is not None and len(host.engine.offers.offers) == 1
             for host in self.hosts.values()
         )
 
-    def run_until(self, done: Callable[[], bool], limit: float) -> float:
-        """Run until something holds; returns the seconds it took, raises after `limit`."""
-        began = self.now
-        while not done():
-            if self.now - began >= limit:
-                raise AssertionError(f"not within {limit} s\n{self.tale()}")
-            self.run(0.05)
-        return self.now - began
+    def _all_are(self, phases: tuple[Phase, ...]) -> bool:
+        """Every daemon runs, and has its children in one of these phases."""
+        return all(host.engine is not None for host in self.hosts.values()) and all(
+            flow.phase in phases or self.in_the_way(host, flow.child)
+            for host in self.hosts.values()
+            if host.engine is not None
+            for _, flow in host.engine.flows()
+        )
+
+    def in_the_way(self, host: SimHost, child: Child) -> bool:
+        """Whether another program's SP stands under a selector of a child, here or at the peer."""
+        if self.obstructed_here(host, child):
+            return True
+        peer = self.hosts[child.id.peer]
+        return any(
+            self.obstructed_here(peer, other)
+            for other in peer.scope.children
+            if (other.id.flow, other.id.local) == (child.id.flow, child.id.remote)
+            and other.id.remote == child.id.local
+        )
+
+    def obstructed_here(self, host: SimHost, child: Child) -> bool:
+        """Whether another program's SP stands under a selector of a child on its own host."""
+        return any(
+            (standing := host.kernel.sp(sp.id)) is not None and not is_our_sp(standing)
+            for sp in (*inbound_sps(child), *outbound_sps(child, Spi(0)))
+        )
+
+    def children(self) -> list[tuple[SimHost, ChildId]]:
+        """Every child of every host that runs, but those that another program obstructs."""
+        return [
+            (host, flow.child.id)
+            for host in self.hosts.values()
+            if host.engine is not None
+            for _, flow in host.engine.flows()
+            if not self.in_the_way(host, flow.child)
+        ]
 
     def tell(self, line: str) -> None:
         """Add a line to the story."""
@@ -385,13 +412,18 @@ class _SimDirectory:
     def publish(
         self, records: Sequence[Record], *, done: Callable[[Exception | None], None]
     ) -> None:
-        life = self.host.life
+        host, life = self.host, self.host.life
 
         def ended(error: Exception | None) -> None:
-            if self.host.engine is not None and self.host.life == life:
-                self.world._with_engine(self.host, lambda engine: done(error))
+            if host.engine is None or host.life != life:
+                return
+            if host.dies_unanswered:
+                self.world.tell(f"{host.name} dies, written and unanswered")
+                self.world.crash(host)
+                return
+            self.world._with_engine(host, lambda engine: done(error))
 
-        self.world.directory.write(records, ended)
+        self.world.directory.write(host.name, records, ended)
 
     def withdraw(self, paths: Sequence[str], *, done: Callable[[Exception | None], None]) -> None:
-        raise NotImplementedError
+        raise Refused("withdrawing", reason="no daemon of this release withdraws")

@@ -1,0 +1,86 @@
+"""One host of a simulation: what a crash leaves, what a reboot leaves, and what neither does."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from tests.sim.kernel import FakeKernel, Packet
+from tunsec.daemon.engine import Engine
+from tunsec.daemon.scope import Scope
+from tunsec.keying.newest import Newest
+from tunsec.keying.ring import Keyring
+from tunsec.model.guard import Guard, GuardDrops
+from tunsec.model.names import Address, HostName
+from tunsec.ports import OverlayDevice
+
+
+class FakeGuard:
+    """The nftables table: there or not, and with which content."""
+
+    def __init__(self) -> None:
+        self.guard: Guard | None = None
+
+    def put(self, guard: Guard) -> None:
+        """Replace the table."""
+        self.guard = guard
+
+    def intact(self, guard: Guard) -> bool:
+        """Whether the table is just this one."""
+        return self.guard == guard
+
+    def drops(self) -> dict[str, GuardDrops]:
+        """Nothing is counted here."""
+        return {}
+
+    def remove(self) -> None:
+        """Delete the table."""
+        self.guard = None
+
+    def drops_clear(self, packet: Packet) -> bool:
+        """Whether the table holds back a packet that no SA covers, out or in."""
+        if self.guard is None:
+            return False
+        return any(
+            flow.proto == packet.proto
+            and packet.dport in flow.ports
+            and (packet.src in flow.peers or packet.dst in flow.peers)
+            for flow in self.guard.flows
+        )
+
+
+class NoLinks:
+    """No devices: the simulation's packets need none."""
+
+    def addresses(self) -> frozenset[Address]:
+        """None."""
+        return frozenset()
+
+    def overlay_devices(self) -> tuple[OverlayDevice, ...]:
+        """None."""
+        return ()
+
+
+@dataclass(slots=True)
+class SimHost:
+    """One host."""
+
+    name: HostName
+    kernel: FakeKernel
+    guard: FakeGuard
+    scope: Scope
+    """What the state folder keeps: the policy in force, and what was released or retired."""
+    newest: Newest = field(default_factory=Newest)
+    engine: Engine | None = None
+    ring: Keyring | None = None
+    life: int = 0
+    closed: set[tuple[Packet, bool]] = field(default_factory=set)
+    """Packets, and whether they leave, that were held back at some check since the last reboot."""
+    tampered: bool = False
+    """Somebody changed SPs by hand and the daemon has not repaired it yet."""
+    crash_in: int | None = None
+    """Kernel steps until the daemon dies."""
+    dies_unanswered: bool = False
+    """The daemon dies when the directory has written and before it learns so."""
+    held_down: bool = False
+    """Nobody starts the daemon."""
+    on_start: Callable[["SimHost"], None] = lambda host: None
+    """Called with the engine made and not started: planted faults."""

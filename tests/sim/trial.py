@@ -1,0 +1,118 @@
+"""One trial: a cluster, trouble, healing, and the look at what is left. All of it from a seed."""
+
+import random
+from dataclasses import dataclass
+
+from tests.sim.aftermath import nothing_missing_nothing_left
+from tests.sim.cast import QUIET, policy
+from tests.sim.chaos import Chaos
+from tests.sim.strangers import move_in, stand_in_the_way
+from tests.sim.stream import Stream
+from tests.sim.world import World
+from tunsec.model.sp import SpDirection
+from tunsec.policy.intent import Intent
+
+TROUBLE = 8.0
+"""Seconds of trouble."""
+BACK_WITHIN = 30.0
+"""Seconds from the end of trouble until every flow is protected."""
+SETTLED_WITHIN = 180.0
+"""Seconds from a quiet policy until old SAs have drained and old private keys are wiped."""
+OUTAGE = 30.0
+"""Seconds for which the directory may be away and nothing is lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Where a trial is played: the policy in force, and the quiet one for the end."""
+
+    intent: Intent
+    quiet: Intent
+
+
+def stage(seed: int) -> Stage:
+    """Mostly two or three hosts, now and then many."""
+    dice = random.Random(f"stage {seed}")
+    [hosts] = dice.choices([2, 3, 4, 5, 6, 8, 10], [50, 30, 10, 4, 3, 2, 1])
+    flows = dice.choice([1, 1, 2]) if hosts < 5 else 1
+    both_families = hosts < 5 and dice.random() < 0.3
+    return Stage(
+        policy(
+            hosts,
+            after=dice.choice(["1s", "2s", "4s"]),
+            hard=dice.choice(["12s", "10m"]),
+            flows=flows,
+            both_families=both_families,
+            soft_packets=dice.choice([None, None, 25]),
+        ),
+        policy(hosts, after=QUIET, hard=None, flows=flows, both_families=both_families),
+    )
+
+
+def chaos_trial(seed: int) -> World:
+    """Trouble of every kind, then healing; raises with seed and story when something is wrong."""
+    played = stage(seed)
+    dice = random.Random(f"trial {seed}")
+    world = World(seed, played.intent, start_within=dice.choice([0.5, 1.0, 6.0]))
+    for host in world.hosts.values():
+        if dice.random() < 0.4:
+            move_in(world, host)
+    if dice.random() < 0.1:
+        host = dice.choice(list(world.hosts.values()))
+        stand_in_the_way(
+            world,
+            host,
+            dice.choice(host.scope.children).id,
+            direction=dice.choice([SpDirection.OUT, SpDirection.OUT, SpDirection.IN]),
+            opening=dice.random() < 0.5,
+        )
+    chaos = Chaos(world)
+    chaos.strike_for(TROUBLE)
+    world.run(TROUBLE + 1.0)
+    chaos.heal()
+    for host in world.hosts.values():
+        world.apply(host, played.intent)
+    world.run_until(world.protected, BACK_WITHIN)
+    world.run(dice.uniform(0.0, 3.0))
+    for host in world.hosts.values():
+        world.apply(host, played.quiet)
+    world.run_until(world.settled, SETTLED_WITHIN)
+    nothing_missing_nothing_left(world)
+    return world
+
+
+def restless_trial(seed: int) -> World:
+    """No fault but those that must cost no packet; raises when one is lost."""
+    dice = random.Random(f"restless {seed}")
+    outage = dice.choice([0.0, OUTAGE])
+    world = World(
+        seed,
+        policy(
+            dice.choice([2, 2, 3]),
+            after="1s",
+            flows=dice.choice([1, 2]),
+            both_families=dice.random() < 0.3,
+        ),
+    )
+    faults = world.directory.faults
+    faults.longest_delay = dice.choice([0.02, 0.1, 0.3])
+    faults.repeat, faults.replay_old = 0.3, 0.2
+    world.longest_trip = dice.choice([0.001, 0.02])
+    world.run_until(world.protected, BACK_WITHIN)
+    stream = Stream(world, pause=0.02)
+    stream.start()
+    world.run(dice.uniform(3.0, 5.0))
+    if outage:
+        world.directory_away(outage)
+    world.run(dice.choice([dice.uniform(0.0, outage), outage + dice.uniform(0.0, 2.0)]))
+    victim = dice.choice(list(world.hosts.values()))
+    world.crash(victim)
+    world.start_later(victim, dice.uniform(0.01, 3.0))
+    world.run(outage + 4.0)
+    stream.stop()
+    world.run(0.1)
+    assert world.protected(), world.tale()
+    for name, probe in stream.probes.items():
+        assert probe.sent > 300, world.tale()
+        assert not probe.lost, f"{name}: {probe.lost} of {probe.sent} lost\n{world.tale()}"
+    return world
