@@ -68,8 +68,8 @@ class _Used:
 
     drawn: set[int] = field(default_factory=set)
     """SPIs of inbound SAs."""
-    derived: set[tuple[ChildId, Spi]] = field(default_factory=set)
-    """Outbound SAs, refused ones too."""
+    derived: dict[tuple[ChildId, Spi], str] = field(default_factory=dict)
+    """Outbound SAs, and what is said when one is ordered again: why it was refused."""
 
 
 def inbound_id(child: Child, spi: Spi) -> SaId:
@@ -190,6 +190,10 @@ class Installer:
         refused: list[NotInstalled] = []
         jobs: list[_Job] = []
         for keyed in order.sas:
+            made_before = self._made_before(keyed)
+            if made_before is not None:
+                refused.append(NotInstalled(keyed.child, made_before))
+                continue
             try:
                 jobs.append(self._outbound_job(keyed))
             except Refused as error:
@@ -202,7 +206,16 @@ class Installer:
                 refused.append(NotInstalled(job.child.id, str(answer)))
         standing = self._read_back(added, refused)
         switched = [job.keyed for job in standing if self._switched(job, refused)]
+        self._remember_refused(order, refused)
         return [OutboundSwitched(tuple(switched), tuple(refused))]
+
+    def _remember_refused(self, order: InstallOutbound, refused: Sequence[NotInstalled]) -> None:
+        reasons = {one.child: one.reason for one in refused}
+        for keyed in order.sas:
+            used = self._used.get(keyed.own_offer)
+            name = (keyed.child, keyed.spi)
+            if used is not None and name in used.derived and keyed.child in reasons:
+                used.derived[name] = reasons[keyed.child]
 
     def _outbound_job(self, keyed: Keyed) -> _Job:
         key = self._outbound_key(keyed)
@@ -215,17 +228,18 @@ class Installer:
             raise
         return _Job(keyed, child, outbound_sa(child, keyed.spi, aead=keyed.aead, key=key))
 
-    def _outbound_key(self, keyed: Keyed) -> Secret:
+    def _made_before(self, keyed: Keyed) -> str | None:
         """Law 3: a record may be read again, after a policy came and went too; a key is made once.
 
-        What was refused once is refused for good: the peer counts on it.
+        What was refused once is refused for good, for the same reason: the peer counts on it.
         """
         used = self._used.get(keyed.own_offer)
-        name = (keyed.child, keyed.spi)
-        if used is not None and name in used.derived:
-            raise Refused(f"SA {spi_hex(keyed.spi)}", reason="its key was made before")
+        return None if used is None else used.derived.get((keyed.child, keyed.spi))
+
+    def _outbound_key(self, keyed: Keyed) -> Secret:
         key = self._keys.outbound_key(keyed)
-        self._used.setdefault(keyed.own_offer, _Used()).derived.add(name)
+        again = f"SA {spi_hex(keyed.spi)} was made before and is gone"
+        self._used.setdefault(keyed.own_offer, _Used()).derived[keyed.child, keyed.spi] = again
         return key
 
     def _switched(self, job: _Job, refused: list[NotInstalled]) -> bool:
