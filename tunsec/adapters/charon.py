@@ -39,8 +39,10 @@ ANSWER_SECONDS: Final = 5.0
 """charon answers from a thread of its own within milliseconds; this bounds a frozen one."""
 SILENT_SECONDS: Final = 2.0
 """How long the event lane hears nothing before it asks whether charon still answers."""
-KEPT_LINES: Final = 40
-"""Log lines of one command that are kept to tell why it failed."""
+TOLD_LINES: Final = 5
+"""The last log lines of a command, to tell why it failed."""
+PACKET_GROUPS: Final = frozenset({"NET", "ENC"})
+"""Log groups that only say which packets came and went."""
 
 T = TypeVar("T")
 Job = Callable[[ViciSocket], T]
@@ -300,8 +302,7 @@ class Charon:
         try:
             _check_success(what, answer)
         except Refused as error:
-            said = decoded(what, lambda: [decode_control_log(line) for line in lines[-KEPT_LINES:]])
-            reason = "\n".join((error.reason, *(line.words for line in said)))
+            reason = "; ".join((error.reason, *_telling(what, lines)))
             if time.monotonic() - began >= seconds:
                 raise Unavailable(f"{what}: {reason}") from error
             raise Refused(what, reason=reason) from error
@@ -351,6 +352,13 @@ class _Session:
         if self._vici is not None:
             self._vici.close()
             self._vici = None
+
+
+def _telling(what: str, lines: list[Answer]) -> list[str]:
+    """The last lines that tell more than packets."""
+    said = decoded(what, lambda: list(map(decode_control_log, lines)))
+    words = [line.words.strip() for line in said if line.group not in PACKET_GROUPS]
+    return words[-TOLD_LINES:]
 
 
 def _check_ours(name: str) -> None:

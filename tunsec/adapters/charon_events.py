@@ -14,7 +14,8 @@ from tenacity import (
     retry_if_exception_type,
     sleep_using_event,
     stop_when_event_set,
-    wait_exponential_jitter,
+    wait_exponential,
+    wait_random,
 )
 
 from tunsec.adapters.vici_socket import Received, ViciSocket
@@ -48,7 +49,8 @@ def check_fit(version: CharonVersion) -> None:
 
 
 class EventLane:
-    """Tells what charon tells, on the loop. Never raises: what is wrong is told as an event."""
+    """Tells what charon tells, on the loop. What is wrong with charon is told as an event, what is
+    wrong with us is raised on the loop."""
 
     def __init__(
         self,
@@ -86,14 +88,16 @@ class EventLane:
                 self._lost(error)
             except RetryError:
                 return  # closed while it tried
+            except BaseException as error:  # noqa: BLE001 - a thread must not end unheard
+                self._loop.call_soon_threadsafe(_raise, error)
+                return
 
     def _connect_at_last(self) -> ViciSocket:
         """A connection with all events registered, as soon as there can be one."""
         retrying = Retrying(
             retry=retry_if_exception_type((Unavailable, Refused)),
-            wait=wait_exponential_jitter(
-                initial=FIRST_WAIT_SECONDS, max=LONGEST_WAIT_SECONDS, jitter=FIRST_WAIT_SECONDS
-            ),
+            wait=wait_exponential(multiplier=FIRST_WAIT_SECONDS, max=LONGEST_WAIT_SECONDS)
+            + wait_random(0, FIRST_WAIT_SECONDS),
             stop=stop_when_event_set(self._ended),
             sleep=sleep_using_event(self._ended),
             before_sleep=self._failed,
@@ -163,6 +167,10 @@ class EventLane:
         if not self._ended.is_set():
             for event in events:
                 self._tell(event)
+
+
+def _raise(error: BaseException) -> None:
+    raise error
 
 
 def _decode(received: Received) -> list[IkeEvent]:

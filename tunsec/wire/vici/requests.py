@@ -297,8 +297,9 @@ def _identity(host: str, where: str) -> str:
 
 
 def _ppk_id(text: str, where: str) -> str:
-    """As the responder takes it from the peer's notify: an ID_KEY_ID (RFC 8784 section 5.1)."""
-    return f"keyid:{_plain(text, where)}"
+    """As it is: the responder reads it from the peer's notify in the same way, so a prefix here
+    would never match there."""
+    return _plain(text, where)
 
 
 def _label(label: str, where: str) -> str:
