@@ -3,6 +3,7 @@
 import base64
 import json
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -100,6 +101,12 @@ def test_records_of_an_attacker_change_nothing_but_counters(lab: Lab) -> None:
     assert log.count("record refused") <= len(attacks), "each is told once"
 
 
+def policy_state(host: Host) -> dict[str, bytes]:
+    """What a daemon has written down, but for the sequences, which it writes late."""
+    kept = (path for path in host.state_dir.iterdir() if path.name != "sequences.json")
+    return {path.name: path.read_bytes() for path in kept}
+
+
 def refused_records(status: Status) -> int:
     """All records that were not believed."""
     return sum(directory_of(status).refused.values())
@@ -178,17 +185,116 @@ def test_plan_shows_what_apply_does(lab: Lab) -> None:
     assert "hosts" in refused.stdout + refused.stderr
 
 
-def test_a_second_daemon_is_refused(lab: Lab) -> None:
+@pytest.mark.parametrize("run", ["same", "other"])
+def test_a_second_daemon_is_refused_before_it_does_anything(lab: Lab, run: str) -> None:
     a, b = lab.hosts.values()
     cluster = Cluster(lab)
     bring_up(cluster, a, b)
     cluster.wait_protected()
-    spi = cluster.flow(a).spi_out
-    second = cluster.start(a, ready=False)
-    assert second.wait(timeout=20) != 0
-    assert "another" in second.output()
+    first, spi = cluster.daemons["a"], cluster.flow(a).spi_out
+    other = cluster.policy(flows="  other: {kind: vxlan, between: all, port: 4790}\n")
+    cluster.policy_file.write_text(other)
+    state = policy_state(a)
+    with Probe(a, b, to=overlays(b)[0], rate=500) as probe:
+        elsewhere = ["--run", str(a.folder / "elsewhere")] if run == "other" else []
+        second = cluster.start(a, *elsewhere, ready=False)
+        assert second.wait(timeout=20) == 1
+    assert "another tunsecd" in second.output()
+    assert probe.report.lost == 0
+    assert policy_state(a) == state
+    assert first.alive()
     assert cluster.flow(a).spi_out == spi
-    assert a.ping(overlays(b)[0], count=3).lost == 0
+
+
+def test_an_address_that_a_policy_takes_away_ends_its_relation_alone(lab: Lab) -> None:
+    a, b = lab.hosts.values()
+    b.ip("addr add 192.0.2.112/24 dev eth0")
+    cluster = Cluster(lab)
+    text = cluster.policy().replace("192.0.2.12,", "192.0.2.12, 192.0.2.112,")
+    cluster.policy_file.write_text(text)
+    bring_up(cluster, a, b)
+    cluster.wait_protected()
+    assert len(cluster.status(a).flows) == 3
+    with Probe(a, b, to=overlays(b)[0], rate=200) as probe:
+        for host in (a, b):
+            cluster.client(host).apply(PolicyBody(cluster.policy(), "fewer.yaml"))
+        cluster.wait_protected()
+        kept = [flow for flow in cluster.status(a).flows if flow.declared]
+        assert len(kept) == 2
+        cluster.wait_until(b, rekeys=1, timeout=20)
+    assert probe.report.lost == 0
+    assert cluster.daemons["a"].alive()
+
+
+def test_what_changed_while_nobody_ran_stays_blocked(lab: Lab) -> None:
+    a, b = lab.hosts.values()
+    cluster = Cluster(lab)
+    bring_up(cluster, a, b)
+    cluster.wait_protected()
+    for host in (a, b):
+        cluster.daemons[host.name].terminate()
+    lab.destroy(a, b)
+    lab.create(a, b)
+    for flows in (
+        "  other: {kind: vxlan, between: all, port: 4790}\n",
+        "  overlay: {kind: vxlan, between: all, port: 4790}\n",
+    ):
+        cluster.policy_file.write_text(cluster.policy(flows=flows))
+        with LeakWatch(lab, protected=[protect("vxlan")]) as watch:
+            bring_up(cluster, a, b)
+            assert a.ping(overlays(b)[0], count=3, wait=0.1).received == 0
+            a.ip("xfrm policy flush")
+            assert a.ping(overlays(b)[0], count=3, wait=0.1).received == 0
+            watch.assert_closed(needs_esp=False, needs_proof=False)
+        former = [flow for flow in cluster.status(a).flows if not flow.declared]
+        assert former
+        assert all("tunsec release" in flow.reason for flow in former)
+        for host in (a, b):
+            cluster.daemons[host.name].kill9()
+            host.ip(*(f"link set {each.device} down" for each in lab.overlays_of(host)))
+
+
+def test_a_daemon_that_cannot_run_has_closed_its_flows(lab: Lab) -> None:
+    a, b = lab.hosts.values()
+    cluster = Cluster(lab)
+    (cluster.identity(a) / "key.pem").write_text("rubbish")
+    with LeakWatch(lab, protected=[protect("vxlan", between=(a.addresses, b.addresses))]) as watch:
+        for option in ((), ("--directory", "nfs://nowhere")):
+            daemon = cluster.start(a, *option, ready=False)
+            assert daemon.wait(timeout=20) == 2
+            a.raise_overlays()
+            assert a.ping(overlays(b)[0], count=3, wait=0.1).received == 0
+        watch.assert_closed(needs_esp=False, needs_proof=False)
+    assert "tunsec" in a.run(["nft", "list", "tables"]).stdout
+
+
+def test_a_storm_of_signals_is_one_reload(lab: Lab) -> None:
+    a, b = lab.hosts.values()
+    cluster = Cluster(lab)
+    bring_up(cluster, a, b)
+    cluster.wait_protected()
+    for _ in range(200):
+        cluster.daemons["a"].signal(signal.SIGHUP)
+    cluster.daemons["a"].wait_for_line("policy applied")
+    assert cluster.status(a).flows
+    assert cluster.daemons["a"].output().count("policy applied") < 10
+
+
+def test_release_survives_a_reload_and_ends_with_an_apply(lab: Lab) -> None:
+    a, b = lab.hosts.values()
+    cluster = Cluster(lab)
+    bring_up(cluster, a, b)
+    cluster.wait_protected()
+    client = cluster.client(a)
+    client.release("overlay")
+    client.reload()
+    assert {flow.state for flow in cluster.status(a).flows} == {"RELEASED"}
+    assert not client.wait(None, 0.1).protected
+    cluster.daemons["a"].kill9()
+    cluster.start(a)
+    assert {flow.state for flow in cluster.status(a).flows} == {"RELEASED"}
+    client.apply(PolicyBody(cluster.policy(), "again.yaml"))
+    cluster.wait_protected()
 
 
 def test_state_that_cannot_be_written_is_told_and_stops_nothing(lab: Lab) -> None:

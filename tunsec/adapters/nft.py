@@ -27,7 +27,7 @@ from tunsec.wire.nft_text import INET_TABLE, NETDEV_TABLE, Ruleset, Table
 
 TOOL_PATH: Final = "/usr/sbin:/sbin:/usr/bin:/bin:/usr/local/sbin"
 """Where `nft` is looked for: never in the caller's PATH."""
-TOOL_TIMEOUT: Final = 20.0
+TOOL_TIMEOUT: Final = 5.0
 """Seconds after which an nft that does not answer is given up."""
 ATTEMPTS: Final = 3
 """Another program may change our table between the listing and the transaction."""

@@ -92,12 +92,12 @@ class Drift:
         """
         try:
             have = self._image()
-        except Unavailable as error:
+            found = plan(settled(want(flows, scope.all_blocks(have)), have), have)
+            self._mend(found)
+        except (Refused, Unavailable) as error:
             self._troubles.note(Part.KERNEL, str(error))
             return None
         self._troubles.note(Part.KERNEL, "")
-        found = plan(settled(want(flows, scope.all_blocks(have)), have), have)
-        self._mend(found)
         self._troubles.note_strangers(
             tuple(f"another program owns {one}" for one in found.conflicts),
             tuple(

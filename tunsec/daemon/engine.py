@@ -49,8 +49,9 @@ from tunsec.machines.orders import (
 )
 from tunsec.machines.outbox import Delivered, Write
 from tunsec.model.clock import Deadline, Instant, Seconds
-from tunsec.model.errors import Bug, Refused
+from tunsec.model.errors import Bug, Refused, Unavailable
 from tunsec.model.event import (
+    Acquired,
     EventsLost,
     HardExpired,
     KernelEvent,
@@ -168,13 +169,17 @@ class Engine:
         Raises Refused, with the running scope untouched, when the kernel does not take the new
         block SPs.
         """
-        scope = self._drift.with_held_reqids(scope, self.scope)
+        before = self.scope
+        scope = self._drift.with_held_reqids(scope, before)
         self._drift.close(scope)
         self.scope = scope
         self._put_guard()
         self._enter(scope)
+        self._tell_pairs(self.post.renew_grants(scope.grants))
         self._look()
         self._begin_keying()
+        if before.addresses != scope.addresses:
+            self._queue.append(_Queued(OFFERS, RolloverWanted("the policy changed our addresses")))
         self._run()
 
     def release(self, scope: Scope) -> int:
@@ -327,8 +332,8 @@ class Engine:
             case EventsLost():
                 self.counters.overruns += 1
                 self._look_soon("events lost")
-            case _:
-                self.counters.acquires += 1
+            case Acquired():
+                pass  # an SP of ours without its SA holds the packet; the SA is being asked for
 
     def _tell_owner(self, sa_id: SaId, event: Callable[[ChildId, bool], pair.PairEvent]) -> None:
         owner = self._index.owner(sa_id)
@@ -451,7 +456,10 @@ class Engine:
 
     def _remove(self, child: ChildId, sa_id: SaId, *, inbound: bool) -> None:
         """Remove an SA; what it carried stays in the sums."""
-        last = self._ports.kernel.sa(sa_id)
+        try:
+            last = self._ports.kernel.sa(sa_id)
+        except (Refused, Unavailable):
+            last = None  # its counters are lost, the removal must not be
         if last is not None:
             self.tallies[child] = self.tallies.get(child, Tally()).plus(last, inbound=inbound)
         self._installer.remove([sa_id])

@@ -16,7 +16,6 @@ class Counters:
     repaired_sas: int = 0
     repaired_sps: int = 0
     repaired_guard: int = 0
-    acquires: int = 0
     overruns: int = 0
 
 

@@ -174,6 +174,7 @@ def _plain(gone: Retired) -> dict[str, Any]:
         "either_side": guarded.either_side,
         "peers": sorted(str(peer) for peer in guarded.peers),
         "tunnel_only": guarded.tunnel_only,
+        "strangers_blocked": guarded.strangers_blocked,
         "blocks": [
             {
                 "direction": sp.id.direction,
@@ -216,5 +217,6 @@ def _retired(known: Mapping[str, Any]) -> Retired:
             bool(known["either_side"]),
             frozenset(ipaddress.ip_address(peer) for peer in known["peers"]),
             bool(known["tunnel_only"]),
+            strangers_blocked=bool(known.get("strangers_blocked", False)),
         ),
     )

@@ -61,7 +61,8 @@ def status(
             flow: FlowDrops(one.clear_out, one.clear_in, one.local_injection)
             for flow, one in guard.drops().items()
         }
-        warnings += mtu_warnings(engine, links.overlay_devices())
+        devices = links.overlay_devices()
+        warnings += [*mtu_warnings(engine, devices), *uncovered_devices(engine, devices)]
     except TunsecError as error:
         warnings.append(str(error))
     counters = engine.counters
@@ -80,7 +81,12 @@ def status(
             refused={reason.value: count for reason, count in engine.post.refusals.counts.items()},
         ),
         guard=GuardStatus(not engine.troubles.guard, engine.troubles.guard, drops),
-        drift=DriftStatus(counters.repaired_sas, counters.repaired_sps, counters.repaired_guard),
+        drift=DriftStatus(
+            counters.repaired_sas,
+            counters.repaired_sps,
+            counters.repaired_guard,
+            counters.overruns,
+        ),
         warnings=tuple(warnings),
     )
 
@@ -93,7 +99,7 @@ def flow_statuses(
         _flow_status(engine, state, flow, sas=sas, now=now)
         for state, flow in sorted(engine.flows(), key=lambda item: str(item[1].child.id))
     )
-    return (*flows, *_retired(engine))
+    return (*flows, *_retired(engine), *_released(engine))
 
 
 def _flow_status(
@@ -165,6 +171,25 @@ def _retired(engine: Engine) -> Iterator[FlowStatus]:
             )
 
 
+def _released(engine: Engine) -> Iterator[FlowStatus]:
+    """Flows of the policy that an admin released: declared, and open."""
+    for guarded in engine.scope.released_here:
+        for peer in sorted(guarded.peers, key=str):
+            yield FlowStatus(
+                flow=guarded.flow,
+                kind=guarded.kind,
+                peer=str(peer),
+                tenant=None,
+                mode=Mode.ESP,
+                keying="none",
+                local="any",
+                remote=str(peer),
+                state="RELEASED",
+                reason="released by an admin: goes in clear until the policy is applied again",
+                protected=False,
+            )
+
+
 def _twin(engine: Engine) -> list[str]:
     return [engine.post.twin] if engine.post.twin else []
 
@@ -176,7 +201,8 @@ def mtu_warnings(engine: Engine, devices: tuple[OverlayDevice, ...]) -> list[str
     for device in devices:
         if (device.kind, device.port) not in by_port or device.underlay_mtu is None:
             continue
-        version = device.remote.version if device.remote else 4
+        end = device.remote or device.local
+        version = end.version if end else 4
         warning = mtu_warning(
             device.name,
             device.kind,
@@ -188,3 +214,15 @@ def mtu_warnings(engine: Engine, devices: tuple[OverlayDevice, ...]) -> list[str
         if warning is not None:
             found.append(warning)
     return found
+
+
+def uncovered_devices(engine: Engine, devices: tuple[OverlayDevice, ...]) -> list[str]:
+    """Tunnel devices to peers of the policy on a port that no flow names: they go in clear."""
+    ports = {(guarded.kind, port) for guarded in engine.scope.guarded for port in guarded.ports}
+    peers = {child.id.remote: child.id.peer for child in engine.scope.children}
+    return [
+        f"{device.name} ({device.kind} on port {device.port}) goes to {peers[device.remote]} "
+        f"in clear: no flow of the policy has this port"
+        for device in devices
+        if device.remote in peers and (device.kind, device.port) not in ports
+    ]

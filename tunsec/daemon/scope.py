@@ -140,12 +140,29 @@ class Scope:
         """The same, with children keeping the reqids they have in the kernel."""
         return replace(self, held=held)
 
-    def with_policy(self, intent: Intent, source: str) -> "Scope":
-        """The next policy. What it no longer names is retired; what it names is managed again."""
+    def with_policy(self, intent: Intent, source: str, *, keep_released: bool = False) -> "Scope":
+        """The next policy.
+
+        Every block SP that it no longer asks for is retired, whether its flow is gone or has
+        another port or fewer peers: nothing opens because a line was changed. `keep_released`
+        leaves flows released that are declared as they were; else all are managed again.
+        """
         then = Scope(self.host, intent, source)
-        named = {flow.flow for flow in then.guarded}
-        gone = {one.flow: one for one in (*self.retired, *self._parts()) if one.flow not in named}
-        return replace(then, retired=tuple(gone.values()))
+        if keep_released and self.intent is not None:
+            same = set(self.intent.flows) & set(intent.flows)
+            still = self.released & {flow.name for flow in same}
+            then = replace(then, released=still)
+        kept = {sp.id for sp in then.blocks}
+        taken = {flow.name for flow in intent.flows}
+        retired: list[Retired] = []
+        for part in (*self.retired, *self._parts()):
+            left = tuple(sp for sp in part.blocks if sp.id not in kept)
+            if left:
+                name = _free_name(part.flow, taken)
+                taken.add(name)
+                guarded = _left_guarded(part.guarded, then.guarded)
+                retired.append(Retired(name, left, replace(guarded, flow=name)))
+        return replace(then, retired=tuple(retired))
 
     def without(self, flow: FlowName | None) -> "Scope":
         """A flow (None: every flow) released: neither managed nor retired."""
@@ -157,6 +174,14 @@ class Scope:
             released=self.released | (gone & managed),
             retired=tuple(one for one in self.retired if one.flow not in gone),
         )
+
+    @property
+    def released_here(self) -> tuple[GuardedFlow, ...]:
+        """Flows of the policy that an admin released: declared, and open."""
+        if self.intent is None:
+            return ()
+        everything = replace(self, released=frozenset(), retired=())
+        return tuple(one for one in everything.guarded if one.flow in self.released)
 
     def knows(self, flow: FlowName) -> bool:
         """Whether a flow is managed or retired here."""
@@ -181,3 +206,18 @@ class Scope:
             )
             for guarded in self._desired.guarded
         )
+
+
+def _free_name(flow: FlowName, taken: set[FlowName]) -> FlowName:
+    """The flow's own name, or, where a policy goes on using it, `NAME.former`, `NAME.former2`."""
+    base = flow.split(".former")[0]
+    names = (f"{base}.former{number or ''}" for number in (0, *range(2, len(taken) + 3)))
+    return next(FlowName(name) for name in (flow, *names) if name not in taken)
+
+
+def _left_guarded(old: GuardedFlow, now: tuple[GuardedFlow, ...]) -> GuardedFlow:
+    """What the guard must still watch of a former flow: the peers that no flow on its port has."""
+    covered = frozenset(
+        peer for one in now if (one.kind, one.ports) == (old.kind, old.ports) for peer in one.peers
+    )
+    return replace(old, peers=old.peers - covered)

@@ -15,13 +15,17 @@ from tunsec.adapters.aead_speed import aead_speeds
 from tunsec.adapters.dir_file import FileDirectory, parse_directory_url
 from tunsec.adapters.identity import LoadedIdentity, load_identity
 from tunsec.adapters.links import HostLinks, LinkMonitor
+from tunsec.adapters.namespace_lock import claim_namespace
 from tunsec.adapters.nft import GuardMonitor, NftGuard
 from tunsec.adapters.system import SystemClock, SystemEntropy
 from tunsec.adapters.systemd import Notifier
 from tunsec.adapters.xfrm import XfrmEvents, XfrmKernel
 from tunsec.daemon import report
 from tunsec.daemon.control import Access, ControlServer
+from tunsec.daemon.drift import Drift
 from tunsec.daemon.engine import Engine, Ports
+from tunsec.daemon.guarding import Guarding
+from tunsec.daemon.health import Counters, Troubles
 from tunsec.daemon.journal import fields
 from tunsec.daemon.memory import KnownFlows, KnownPolicy, Memory, text_hash
 from tunsec.daemon.post import PostRoom
@@ -48,6 +52,8 @@ from tunsec.wire.control import (
 
 LONGEST_SLEEP: Final = Seconds(60.0)
 """The loop's clock stands still in suspend, the machines' does not."""
+HANGUP_AFTER: Final = Seconds(0.05)
+"""Signals that come together are answered together."""
 REMEMBER_AFTER: Final = Seconds(1.0)
 """Sequences are written at most this often."""
 
@@ -64,7 +70,6 @@ class Service:
         self._clock = SystemClock()
         self._started_at = self._clock.now()
         self._memory = Memory(settings.state)
-        self._known_flows = KnownFlows()
         self._policy_status = PolicyStatus("", "", 0.0)
         self._policy_since = self._started_at
         self._directory_trouble = ""
@@ -75,12 +80,12 @@ class Service:
         self._remember: asyncio.TimerHandle | None = None
         self._failure: asyncio.Future[None] | None = None
         self._cleanup = ExitStack()
-        self._kernel = XfrmKernel()
-        self._cleanup.callback(self._kernel.close)
-        self._guard = NftGuard(boot_file=settings.state / "guard.nft")
-        self._links = HostLinks()
-        self._cleanup.callback(self._links.close)
-        self._directory = FileDirectory(parse_directory_url(settings.directory), settings.host)
+        self._hangups = 0
+        self._hangup_task: asyncio.Task[None] | None = None
+        self._kernel: XfrmKernel
+        self._guard: NftGuard
+        self._links: HostLinks
+        self._directory: FileDirectory
         self._identity: LoadedIdentity
         self._ring: Keyring
         self.engine: Engine
@@ -91,11 +96,16 @@ class Service:
         """Close, key, serve, until SIGTERM or SIGINT. The kernel stays protected."""
         loop = asyncio.get_running_loop()
         self._failure = loop.create_future()
-        intent, known = self._first_policy()
-        self._identity = self._load_identity(intent)
-        scope = self._first_scope(intent, known)
-        self._build(scope)
         with self._cleanup:
+            self._cleanup.enter_context(claim_namespace())
+            intent, known = self._first_policy()
+            scope = self._first_scope(intent, known)
+            self._close_first(scope)
+            self._directory = FileDirectory(
+                parse_directory_url(self._settings.directory), self._settings.host
+            )
+            self._identity = self._load_identity(intent)
+            self._build(scope)
             xfrm = XfrmEvents(ours=[self._kernel.tag])
             self._cleanup.callback(xfrm.close)
             guard, links = GuardMonitor(), LinkMonitor()
@@ -118,7 +128,7 @@ class Service:
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(self._hangup()))
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         self._notifier.ready(f"{len(self.engine.scope.children)} relations guarded")
         log.info("ready", extra=fields({"host": self._settings.host}))
         tasks: list[asyncio.Task[None]] = [
@@ -207,14 +217,49 @@ class Service:
         return loaded
 
     def _first_scope(self, intent: Intent, known: KnownPolicy) -> Scope:
+        """What an earlier life answered for, and then the policy of now: what the file no longer
+        asks for stays blocked, though nobody ran while it was changed."""
         kept = self._memory.flows()
-        scope = Scope(self._settings.host, intent, known.source)
-        named = {flow.flow for flow in scope.guarded}
-        return replace(
-            scope,
-            released=kept.released & named,
-            retired=tuple(gone for gone in kept.retired if gone.flow not in named),
+        before = Scope(
+            self._settings.host,
+            self._last_intent(),
+            known.source,
+            released=kept.released,
+            retired=kept.retired,
         )
+        return before.with_policy(intent, known.source, keep_released=True)
+
+    def _last_intent(self) -> Intent | None:
+        """The policy that was in force last, if this release still understands it."""
+        last = self._memory.policy()
+        if last is None:
+            return None
+        try:
+            return self._parse(last.text, last.source)
+        except PolicyError as error:
+            log.error("last policy not understood", extra=fields({"error": error}))
+            return None
+
+    def _close_first(self, scope: Scope) -> None:
+        """Law 1 before all else: block SPs and guard, each tried whatever becomes of the other.
+
+        Whatever stops the daemon after this (a bad identity, no directory) leaves the flows
+        closed. Raises what went wrong with the block SPs, or that there is no nft.
+        """
+        self._kernel = XfrmKernel()
+        self._cleanup.callback(self._kernel.close)
+        self._links = HostLinks()
+        self._cleanup.callback(self._links.close)
+        counters, troubles = Counters(), Troubles()
+        drift = Drift(kernel=self._kernel, counters=counters, troubles=troubles)
+        try:
+            scope = drift.with_held_reqids(scope, Scope.empty(scope.host))
+            drift.close(scope)
+        finally:
+            self._guard = NftGuard(boot_file=self._settings.state / "guard.nft")
+            Guarding(
+                table=self._guard, links=self._links, counters=counters, troubles=troubles
+            ).put(scope)
 
     def _build(self, scope: Scope) -> None:
         entropy = SystemEntropy()
@@ -248,9 +293,8 @@ class Service:
 
     def _accept(self, known: KnownPolicy, intent: Intent, scope: Scope) -> None:
         """A policy is in force: remember it."""
-        self._memory.remember_policy(known)
-        self._known_flows = KnownFlows(scope.released, scope.retired)
-        self._memory.remember_flows(self._known_flows)
+        self._memory.remember_flows(KnownFlows(scope.released, scope.retired))
+        self._memory.remember_policy(known)  # last: what it drops must not be forgotten
         self._policy_since = self._clock.now()
         self._policy_status = PolicyStatus(
             known.source, intent.digest, 0.0, self._policy_status.error
@@ -342,8 +386,10 @@ class Service:
     def _on_timer(self) -> None:
         self._timer = None
         self._armed = None
-        self.engine.tick()
-        self._rearm()
+        try:
+            self.engine.tick()
+        finally:
+            self._rearm()
 
     # Control
 
@@ -376,7 +422,8 @@ class Service:
         """What applying a policy would change; None: what the policy in force still wants."""
         scope = self.engine.scope
         if policy is not None:
-            scope = scope.with_policy(self._parse(policy.text, policy.source), policy.source)
+            intent = self._parse(policy.text, policy.source)
+            scope = scope.with_policy(intent, policy.source, keep_released=False)
         found = self.engine.plan_for(scope)
         added, changed, removed = _flow_changes(self.engine.scope.intent, scope.intent)
         return PlanReport(
@@ -389,7 +436,10 @@ class Service:
         )
 
     async def apply(self, policy: PolicyBody) -> ApplyReport:
-        """Replace the policy in force; it stays on any error."""
+        """Replace the policy in force, which stays on any error; nothing stays released."""
+        return self._apply(policy, keep_released=False)
+
+    def _apply(self, policy: PolicyBody, *, keep_released: bool) -> ApplyReport:
         try:
             intent = self._parse(policy.text, policy.source)
             loaded = self._load_identity(intent)
@@ -397,15 +447,11 @@ class Service:
             self._say_bad_policy(error)
             raise
         before = self.engine.scope
-        scope = before.with_policy(intent, policy.source)
-        self._ring.renew_grants(scope.grants)
+        scope = before.with_policy(intent, policy.source, keep_released=keep_released)
+        self.engine.change_scope(scope)
+        scope = self.engine.scope
         self._ring.renew_identity(loaded.identity, loaded.trust())
         self._identity = loaded
-        try:
-            self.engine.change_scope(scope)
-        except (Refused, Unavailable):
-            self._ring.renew_grants(before.grants)
-            raise
         self._policy_status = replace(self._policy_status, error="")
         known = KnownPolicy(policy.text, policy.source, self._file_hash())
         self._accept(known, intent, scope)
@@ -418,7 +464,7 @@ class Service:
         return ApplyReport(
             policy.source,
             intent.digest,
-            not same or bool(before.released),
+            not same or before.released != scope.released,
             added,
             changed,
             removed,
@@ -432,7 +478,8 @@ class Service:
             except PolicyError as error:
                 self._say_bad_policy(error)
                 raise
-            return await self.apply(PolicyBody(text, str(self._settings.policy)))
+            body = PolicyBody(text, str(self._settings.policy))
+            return self._apply(body, keep_released=True)
 
     async def release(self, flow: str | None) -> ReleaseReport:
         """Stop managing a flow, or all: their traffic may go in clear from now on."""
@@ -445,8 +492,7 @@ class Service:
             )
         scope = before.without(name)
         removed = self.engine.release(scope)
-        self._known_flows = KnownFlows(scope.released, scope.retired)
-        self._memory.remember_flows(self._known_flows)
+        self._memory.remember_flows(KnownFlows(scope.released, scope.retired))
         gone = {one.flow for one in before.guarded} - {one.flow for one in scope.guarded}
         log.warning("released", extra=fields({"flows": ",".join(gone), "block_sps": removed}))
         return ReleaseReport(tuple(sorted(gone)))
@@ -455,9 +501,26 @@ class Service:
         """Returns when the status may have changed."""
         listener = asyncio.get_running_loop().create_future()
         self._listeners.append(listener)
-        await listener
+        try:
+            await listener
+        finally:
+            if listener in self._listeners:
+                self._listeners.remove(listener)
+
+    def _on_hangup(self) -> None:
+        """SIGHUP: read the files again. Many at once are one more time."""
+        self._hangups += 1
+        if self._hangup_task is None or self._hangup_task.done():
+            self._hangup_task = asyncio.get_running_loop().create_task(self._hangup())
 
     async def _hangup(self) -> None:
+        seen = 0
+        while seen != self._hangups:
+            await asyncio.sleep(HANGUP_AFTER)
+            seen = self._hangups
+            await self._reload_told()
+
+    async def _reload_told(self) -> None:
         try:
             await self.reload()
         except (PolicyError, Refused, Unavailable) as error:

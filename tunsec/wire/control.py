@@ -106,6 +106,8 @@ class DriftStatus:
     sas: int = 0
     sps: int = 0
     guard: int = 0
+    events_lost: int = 0
+    """Times that the kernel's event lane overran, and everything was looked at anew."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,34 @@ def test_what_was_dropped_twice_is_not_forgotten() -> None:
     assert {gone.flow for gone in last.with_policy(policy(ONE), "d").retired} == {"two"}
 
 
+def test_another_port_leaves_the_former_one_blocked() -> None:
+    then = scope(ONE).with_policy(policy(ONE.replace("]}", "], port: 4790}")), "next")
+    assert flow_names(then) == {"one", "one.former"}
+    assert {sp.id for sp in scope(ONE).blocks} <= {sp.id for sp in then.blocks}
+    again = then.with_policy(policy(ONE.replace("]}", "], port: 4791}")), "third")
+    assert flow_names(again) == {"one", "one.former", "one.former2"}
+    assert set(then.blocks) < set(again.blocks)
+    assert flow_names(again.without(FlowName("one.former"))) == {"one", "one.former2"}
+    back = again.with_policy(policy(ONE), "back")
+    assert set(back.blocks) == set(again.blocks)
+
+
+def test_a_peer_that_is_dropped_stays_guarded() -> None:
+    fewer = TWO.replace("all", "[db1, db2]")
+    then = scope(TWO).with_policy(policy(fewer), "next")
+    assert {sp.id for sp in scope(TWO).blocks} <= {sp.id for sp in then.blocks}
+
+
+def test_a_reload_keeps_what_was_released_and_an_apply_does_not() -> None:
+    released = scope(ONE, TWO).without(FlowName("one"))
+    kept = released.with_policy(policy(ONE, TWO), "again", keep_released=True)
+    assert flow_names(kept) == {"two"}
+    assert {one.flow for one in kept.released_here} == {"one"}
+    changed = policy(ONE.replace("]}", "], aead: aes-128-gcm}"), TWO)
+    assert flow_names(released.with_policy(changed, "x", keep_released=True)) == {"one", "two"}
+    assert flow_names(released.with_policy(policy(ONE, TWO), "x")) == {"one", "two"}
+
+
 def test_a_released_flow_is_managed_again_by_the_next_policy() -> None:
     released = scope(ONE, TWO).without(FlowName("one"))
     assert flow_names(released) == {"two"}
