@@ -30,6 +30,7 @@ from tunsec.model.ike import (
     IkeConnection,
     Limits,
     PskAuth,
+    Revocation,
     SharedKind,
     SharedSecret,
     TrafficSelector,
@@ -108,6 +109,13 @@ class Side:
         """What charon said."""
         return "\n".join(said.words for said in self.events(CharonSaid, after=after))
 
+    async def wait_words(self, words: str) -> None:
+        """charon has said this; its log lines come a little later than other events."""
+        async with asyncio.timeout(EVENT_SECONDS):
+            while words not in self.words():
+                self.heard.clear()
+                await self.heard.wait()
+
     def address(self, version: int) -> Address:
         """Of the underlay."""
         return ipaddress.ip_address(str(self.host.ipv4 if version == 4 else self.host.ipv6))
@@ -167,6 +175,9 @@ class Pair:
     a: Side
     b: Side
     algorithms: Algorithms
+    dpd_after: Seconds | None = None
+    """charon takes the SAs of a peer down that does not answer, whatever traffic there is."""
+    revocation: Revocation = Revocation.RELAXED
 
     @property
     def sides(self) -> tuple[Side, Side]:
@@ -186,6 +197,7 @@ class Pair:
             auth = CertificateAuth(
                 certificates=(der(side.identity / "cert.pem"),),
                 authorities=(der(side.identity / "ca.pem"),),
+                revocation=self.revocation,
             )
         return IkeConnection(
             name=connection_name(version),
@@ -200,7 +212,7 @@ class Pair:
                 for name in (CHILD, SUCCESSOR)
             ),
             seconds=Limits(rekey=14_400, life=18_000, jitter=1440),
-            dpd_after=Seconds(1.0),
+            dpd_after=self.dpd_after,
             unique=Unique.NEVER,
         )
 
