@@ -205,4 +205,5 @@ def _flow_json(flow: "Flow") -> dict[str, Any]:
             "soft_packets": flow.rekey.soft_packets,
         },
         "local_senders": flow.local_senders,
+        "strangers": flow.strangers,
     }

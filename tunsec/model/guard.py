@@ -23,6 +23,8 @@ class GuardedFlow:
     tunnel_only: bool
     """Only the kernel's tunnel devices may send here: packets without the tunnel mark are dropped
     (a local user's socket must not get its datagrams encrypted and trusted: CVE-2026-92542)."""
+    strangers_blocked: bool = False
+    """The rules hold for any address of both families, not for the peers alone."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -242,7 +242,7 @@ def _misplaced(case: Case) -> Iterator[Flaw]:
     kind, on_wire = case.flow.kind, ON_WIRE[case.flow.kind]
     given = case.flow.model_fields_set
     if not on_wire.has_networks:
-        for key in sorted(given & {"tenants", "other_tenants", "local_senders"}):
+        for key in sorted(given & {"tenants", "other_tenants", "local_senders", "strangers"}):
             what = f"'{key}' is for {listed(TENANT_KINDS)}, not for {kind}"
             yield Flaw(case.at(key), what, "delete the key")
     if not on_wire.has_connections and "on_reconnect" in given:

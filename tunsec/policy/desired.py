@@ -27,7 +27,7 @@ from tunsec.model.selector import Selector, any_network
 from tunsec.model.sp import Sp, SpAction, SpDirection, SpId, Template
 from tunsec.policy.intent import Flow, Host, Intent
 from tunsec.policy.kinds import ON_WIRE, selectors
-from tunsec.policy.values import LocalSenders
+from tunsec.policy.values import LocalSenders, Strangers
 
 REPLAY_WINDOW: Final = 1024
 """Packets. 64, the usual choice, drops honest packets that several queues put out of order."""
@@ -119,9 +119,8 @@ def desired(intent: Intent, host: str, *, reqids: Mapping[ChildId, Reqid]) -> De
     blocks = {
         sp.id: sp
         for flow in flows
-        for peer in _peers(intent, own, flow=flow)
-        for address in peer.addresses
-        for sp in _blocks(flow, peer=address)
+        for there in _blocked(intent, own, flow=flow)
+        for sp in _blocks(flow, there=there)
     }
     return Desired(
         host=own.name,
@@ -197,9 +196,21 @@ def _child(child_id: ChildId, *, flow: Flow, reqids: Mapping[ChildId, Reqid]) ->
     )
 
 
-def _blocks(flow: Flow, *, peer: Address) -> Iterator[Sp]:
+def _blocked(intent: Intent, own: Host, *, flow: Flow) -> list[Network]:
+    """From and to where nothing of a flow may pass in clear: its peers, or simply anywhere.
+
+    A tunnel device takes packets from anybody and learns where to send from them (RFC 7348
+    section 4.1), so one clear packet of a stranger could draw the overlay's traffic to itself.
+    """
+    if flow.strangers is Strangers.BLOCKED:
+        return [any_network(4), any_network(6)]
+    peers = _peers(intent, own, flow=flow)
+    return [_network(address) for peer in peers for address in peer.addresses]
+
+
+def _blocks(flow: Flow, *, there: Network) -> Iterator[Sp]:
     """Drops what no child protects, to and from any address of this host, listed or not."""
-    anywhere, there = any_network(peer.version), _network(peer)
+    anywhere = any_network(there.version)
     for direction, src, dst in (
         (SpDirection.OUT, anywhere, there),
         (SpDirection.IN, there, anywhere),
@@ -220,6 +231,7 @@ def _guarded(intent: Intent, own: Host, *, flow: Flow) -> GuardedFlow:
             address for peer in _peers(intent, own, flow=flow) for address in peer.addresses
         ),
         tunnel_only=flow.local_senders is LocalSenders.TUNNEL_ONLY,
+        strangers_blocked=flow.strangers is Strangers.BLOCKED,
     )
 
 

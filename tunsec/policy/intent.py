@@ -30,8 +30,9 @@ from tunsec.policy.resolve import (
     other_tenants_of,
     port_of,
     rekey_of,
+    strangers_of,
 )
-from tunsec.policy.values import LocalSenders, OtherTenants, Ppk
+from tunsec.policy.values import LocalSenders, OtherTenants, Ppk, Strangers
 
 _DIGEST_LABEL: Final = "tunsec 1 policy\n"
 
@@ -101,6 +102,7 @@ class Flow:
     on_reconnect: OnReconnect
     offload: OffloadWish
     local_senders: LocalSenders
+    strangers: Strangers
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,4 +204,5 @@ def _flow(name: FlowName, *, file: PolicyFile, entry: FlowEntry) -> Flow:
         on_reconnect=on_reconnect_of(file, entry),
         offload=offload_of(file, entry),
         local_senders=local_senders_of(file, entry),
+        strangers=strangers_of(file, entry),
     )

@@ -30,6 +30,7 @@ from tunsec.policy.values import (
     LocalSenders,
     OtherTenants,
     Ppk,
+    Strangers,
     choice,
     read_addresses,
     read_between,
@@ -137,6 +138,9 @@ OtherTenantsWord = Annotated[
     PlainValidator(choice(OtherTenants, "rule for other tenants")),
     _words(OtherTenants),
 ]
+StrangersWord = Annotated[
+    Strangers, PlainValidator(choice(Strangers, "rule for strangers")), _words(Strangers)
+]
 PpkWord = Annotated[Ppk, PlainValidator(choice(Ppk, "rule for a PPK")), _words(Ppk)]
 
 
@@ -201,6 +205,10 @@ class DefaultsEntry(_Entry):
     local_senders: LocalSendersWord = Field(
         default=LocalSenders.TUNNEL_ONLY, description="Who on a host may send on a tunnel's port."
     )
+    strangers: StrangersWord = Field(
+        default=Strangers.BLOCKED,
+        description="What becomes of clear tunnel packets from and to hosts outside of a flow.",
+    )
     other_tenants: OtherTenantsWord = Field(
         default=OtherTenants.BLOCKED, description="What becomes of VNIs that no tenant names."
     )
@@ -246,6 +254,10 @@ class FlowEntry(_Entry):
     offload: OffloadWord | None = Field(default=None, description="What the NIC does of ESP.")
     local_senders: LocalSendersWord | None = Field(
         default=None, description="Who on a host may send on the tunnel's port."
+    )
+    strangers: StrangersWord | None = Field(
+        default=None,
+        description="What becomes of clear tunnel packets from and to hosts outside of the flow.",
     )
 
 

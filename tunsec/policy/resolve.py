@@ -7,7 +7,7 @@ from tunsec.model.flow import Keying, Mode, OffloadWish, OnReconnect, RekeyRule
 from tunsec.policy.kinds import ON_WIRE
 from tunsec.policy.language import FlowEntry, PolicyFile
 from tunsec.policy.units import NO_LIMIT
-from tunsec.policy.values import ALL, AeadWish, LocalSenders, OtherTenants
+from tunsec.policy.values import ALL, AeadWish, LocalSenders, OtherTenants, Strangers
 
 AFTER: Final = Seconds(3_600.0)
 JITTER: Final = 0.1
@@ -55,6 +55,13 @@ def local_senders_of(file: PolicyFile, flow: FlowEntry) -> LocalSenders:
     if not ON_WIRE[flow.kind].has_networks:
         return LocalSenders.ANY
     return flow.local_senders or file.defaults.local_senders
+
+
+def strangers_of(file: PolicyFile, flow: FlowEntry) -> Strangers:
+    """What becomes of clear packets of strangers; only a tunnel takes packets from anybody."""
+    if not ON_WIRE[flow.kind].has_networks:
+        return Strangers.ALLOWED
+    return flow.strangers or file.defaults.strangers
 
 
 def other_tenants_of(file: PolicyFile, flow: FlowEntry) -> OtherTenants:

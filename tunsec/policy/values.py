@@ -48,6 +48,13 @@ class OtherTenants(StrEnum):
     SHARED = "shared"
 
 
+class Strangers(StrEnum):
+    """What becomes of clear packets on a tunnel's port from and to hosts outside of its flow."""
+
+    BLOCKED = "blocked"
+    ALLOWED = "allowed"
+
+
 class Ppk(StrEnum):
     """Whether a cluster secret is mixed into the keys of every pair."""
 

@@ -91,7 +91,7 @@ def guard_ruleset(guard: Guard) -> Ruleset:
 
 
 def inet_table(guard: Guard) -> Table:
-    """Counters, peer sets and the three chains."""
+    """Counters, the three chains, and peer sets of flows that leave strangers alone."""
     blocks: dict[str, tuple[str, ...]] = {}
     output: list[str] = []
     postrouting: list[str] = []
@@ -100,6 +100,11 @@ def inet_table(guard: Guard) -> Table:
         label = flow_label(flow.flow)
         for what in _counters_of(flow):
             blocks[f"counter {what}.{label}"] = ()
+        if flow.strangers_blocked:
+            output += _leaving(flow, label, guard.tunnel_mark, to="", after_nat=False)
+            postrouting += _leaving(flow, label, guard.tunnel_mark, to="", after_nat=True)
+            arriving += _arriving(flow, label, source="")
+            continue
         for version in (4, 6):
             peers = sorted(str(peer) for peer in flow.peers if peer.version == version)
             if not peers:
@@ -108,9 +113,11 @@ def inet_table(guard: Guard) -> Table:
                 f"type ipv{version}_addr",
                 f"elements = {{ {', '.join(peers)} }}",
             )
-            output += _leaving(flow, label, guard.tunnel_mark, version=version, after_nat=False)
-            postrouting += _leaving(flow, label, guard.tunnel_mark, version=version, after_nat=True)
-            arriving += _arriving(flow, label, version=version)
+            family, members = "ip" if version == 4 else "ip6", f"@peers{version}.{label}"
+            to, source = f" {family} daddr {members}", f" {family} saddr {members}"
+            output += _leaving(flow, label, guard.tunnel_mark, to=to, after_nat=False)
+            postrouting += _leaving(flow, label, guard.tunnel_mark, to=to, after_nat=True)
+            arriving += _arriving(flow, label, source=source)
     blocks["chain output"] = (_base("output", LATE), *output)
     blocks["chain postrouting"] = (_base("postrouting", LATE), *postrouting)
     blocks["chain input"] = (_base("input", EARLY), *arriving)
@@ -252,21 +259,20 @@ def _base(hook: str, priority: int) -> str:
 
 
 def _leaving(
-    flow: GuardedFlow, label: str, mark: Mark, *, version: int, after_nat: bool
+    flow: GuardedFlow, label: str, mark: Mark, *, to: str, after_nat: bool
 ) -> Iterator[str]:
+    """The rules of what this host sends; `to` is a test of the destination or nothing."""
     ours = "fib saddr type local " if after_nat else ""
     for ports in _port_tests(flow):
-        to_peer = f"{ports} {_family(version)} daddr @peers{version}.{label}"
         if flow.tunnel_only:
             unmarked = f"meta mark & {mark.mask:#010x} != {mark.value & mark.mask:#010x}"
-            yield f"{to_peer} {unmarked} {ours}{_count_and_drop(LOCAL_INJECTION, label)}"
-        yield f"{to_peer} rt ipsec missing {ours}{_count_and_drop(CLEAR_OUT, label)}"
+            yield f"{ports}{to} {unmarked} {ours}{_count_and_drop(LOCAL_INJECTION, label)}"
+        yield f"{ports}{to} rt ipsec missing {ours}{_count_and_drop(CLEAR_OUT, label)}"
 
 
-def _arriving(flow: GuardedFlow, label: str, *, version: int) -> Iterator[str]:
+def _arriving(flow: GuardedFlow, label: str, *, source: str) -> Iterator[str]:
     for ports in _port_tests(flow):
-        from_peer = f"{ports} {_family(version)} saddr @peers{version}.{label}"
-        yield f"{from_peer} meta ipsec missing {_count_and_drop(CLEAR_IN, label)}"
+        yield f"{ports}{source} meta ipsec missing {_count_and_drop(CLEAR_IN, label)}"
 
 
 def _port_tests(flow: GuardedFlow) -> tuple[str, ...]:
@@ -280,10 +286,6 @@ def _port_tests(flow: GuardedFlow) -> tuple[str, ...]:
     test = str(ports[0]) if len(ports) == 1 else several
     sides = ("dport", "sport") if flow.either_side else ("dport",)
     return tuple(f"{proto} {side} {test}" for side in sides)
-
-
-def _family(version: int) -> str:
-    return "ip" if version == 4 else "ip6"
 
 
 def _count_and_drop(what: str, label: str) -> str:

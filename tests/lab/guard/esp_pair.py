@@ -43,25 +43,27 @@ class Host:
         """A command inside the host."""
         return run(f"ip netns exec {self.name} {command}", check=check)
 
-    def guard(self, *, tunnel_only: bool = True) -> Guard:
+    def guard(self, *, tunnel_only: bool = True, strangers_blocked: bool = True) -> Guard:
         """What tunsec would ask of the guard table here."""
         flow = GuardedFlow(
             *(FLOW, self.kind, UDP, (PORTS[self.kind],), False),
             peers=frozenset({self.remote}),
             tunnel_only=tunnel_only,
+            strangers_blocked=strangers_blocked,
         )
         found = json.loads(run(f"ip -n {self.name} -j link show"))
         devices = tuple(
-            TunnelDevice("tun0", int(link["ifindex"]), self.kind, PORTS[self.kind])
+            TunnelDevice(link["ifname"], int(link["ifindex"]), self.kind, PORTS[self.kind])
             for link in found
-            if link["ifname"] == "tun0"
+            if link["ifname"].startswith("tun")
         )
         return Guard((flow,), devices, MARK)
 
-    def put_guard(self, *, tunnel_only: bool = True) -> None:
+    def put_guard(self, *, tunnel_only: bool = True, strangers_blocked: bool = True) -> None:
         """Have the guard in force."""
+        wanted = self.guard(tunnel_only=tunnel_only, strangers_blocked=strangers_blocked)
         with inside(self.name):
-            NftGuard().put(self.guard(tunnel_only=tunnel_only))
+            NftGuard().put(wanted)
 
     def drops(self) -> GuardDrops:
         """What the guard dropped."""

@@ -149,6 +149,24 @@ def test_clear_packets_of_a_user_are_dropped_and_counted(guard: Guard, peer: str
     assert table.drops()[FlowName("tenant-overlay")] == GuardDrops(clear_out=1, local_injection=2)
 
 
+@pytest.mark.parametrize("stranger", ["198.51.100.1", "2001:db8::99"])
+def test_a_stranger_is_no_exception_where_strangers_are_blocked(
+    guard: Guard, stranger: str
+) -> None:
+    run(f"ip route add {stranger} dev v0")
+    table = NftGuard()
+    table.put(guard)
+    assert send(stranger, 4789) == ""
+    closed = replace(OVERLAY, strangers_blocked=True)
+    table.put(replace(guard, flows=(closed, BUS)))
+    assert table.intact(replace(guard, flows=(closed, BUS)))
+    assert not table.intact(guard)
+    assert send(stranger, 4789) == "Operation not permitted"
+    assert send(stranger, 4789, mark=0x10000) == "Operation not permitted"
+    assert send(stranger, 4790) == ""
+    assert table.drops()[FlowName("tenant-overlay")] == GuardDrops(clear_out=1, local_injection=1)
+
+
 def test_counters_go_on_over_replacement_and_go_with_their_flow(guard: Guard) -> None:
     table = NftGuard()
     table.put(guard)

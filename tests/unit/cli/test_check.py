@@ -78,6 +78,7 @@ def test_json_of_a_good_policy(policy: Path, capsys: pytest.CaptureFixture[str])
     assert shown["flows"]["overlay"]["rekey"]["after_seconds"] == 3600
     assert [child["remote"] for child in shown["children"]] == ["192.0.2.12", "2001:db8::12"]
     assert len(shown["blocks"]) == 4
+    assert shown["flows"]["overlay"]["strangers"] == "blocked"
 
 
 def test_json_of_a_bad_policy(policy: Path, capsys: pytest.CaptureFixture[str]) -> None:

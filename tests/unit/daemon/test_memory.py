@@ -93,3 +93,15 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     memory.remember_newest(NEWEST)
     assert memory.trouble
     assert Memory(tmp_path).newest() == Newest(1)
+
+
+def test_a_flow_kept_before_strangers_could_be_blocked_is_read(tmp_path: Path) -> None:
+    memory = Memory(tmp_path)
+    memory.remember_flows(retired())
+    kept = tmp_path / FLOWS
+    old = kept.read_text().replace('"strangers_blocked": true,', "")
+    assert old != kept.read_text()
+    kept.write_text(old)
+    [flow] = Memory(tmp_path).flows().retired
+    assert not flow.guarded.strangers_blocked
+    assert flow.blocks == retired().retired[0].blocks

@@ -95,6 +95,10 @@ def flow_contradictions(flow: str) -> list[str]:
             "x.local_senders: 'local_senders' is for vxlan or geneve, not for tcp (delete the key)",
         ),
         (
+            "{kind: tcp, port: 1, between: [db1, db2], strangers: blocked}",
+            "x.strangers: 'strangers' is for vxlan or geneve, not for tcp (delete the key)",
+        ),
+        (
             "{kind: vxlan, between: [db1, db2], on_reconnect: reauth}",
             (
                 "x.on_reconnect: vxlan has no connections; 'on_reconnect' is for rds-tcp or tcp "

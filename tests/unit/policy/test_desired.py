@@ -11,7 +11,7 @@ from tests.unit.policy.written import HEAD, intents
 from tunsec.model.errors import Bug, PolicyError
 from tunsec.model.flow import Child, ChildId
 from tunsec.model.guard import GuardedFlow
-from tunsec.model.names import FlowName, HostName, Mark, Reqid, Spi
+from tunsec.model.names import FlowName, HostName, Mark, Network, Reqid, Spi
 from tunsec.model.ownership import (
     PRIORITY_BLOCK,
     REQID_FIRST,
@@ -30,7 +30,8 @@ from tunsec.policy.desired import (
     inbound_sps,
     outbound_sps,
 )
-from tunsec.policy.intent import Intent, parse_policy
+from tunsec.policy.intent import Flow, Intent, parse_policy
+from tunsec.policy.values import Strangers
 
 SPI = Spi(0x1234_5678)
 
@@ -141,8 +142,45 @@ def test_every_address_of_every_peer_is_blocked_and_guarded(intent: Intent) -> N
                 assert {
                     block.id.direction
                     for block in part.blocks
-                    if network in (block.id.selector.src, block.id.selector.dst)
+                    if network.version == block.id.selector.version
+                    and network.subnet_of(far_end(block))  # type: ignore[arg-type]
                 } == {SpDirection.IN, SpDirection.OUT}
+
+
+@settings(deadline=None)
+@given(intents())
+def test_strangers_are_blocked_where_the_flow_says_so_and_nowhere_else(intent: Intent) -> None:
+    for host in intent.hosts:
+        part = desired_of(intent, host.name)
+        flows = [flow for flow in intent.flows if host.name in flow.hosts]
+        closed = {flow.port for flow in flows if flow.strangers is Strangers.BLOCKED}
+        assert {(block.id.direction, str(block.id.selector)) for block in any_to_any(part)} == {
+            (direction, f"{anywhere} -> {anywhere} udp dport {port}")
+            for direction in (SpDirection.IN, SpDirection.OUT)
+            for anywhere in ("0.0.0.0/0", "::/0")
+            for port in closed
+        }
+        for guarded in part.guarded:
+            assert guarded.strangers_blocked == (
+                intent_flow(intent, guarded.flow).strangers is Strangers.BLOCKED
+            )
+
+
+def any_to_any(part: Desired) -> list[Sp]:
+    """The block SPs that look at no address."""
+    return [block for block in part.blocks if far_end(block).prefixlen == 0]
+
+
+def intent_flow(intent: Intent, name: FlowName) -> Flow:
+    """A flow by its name."""
+    (found,) = [flow for flow in intent.flows if flow.name == name]
+    return found
+
+
+def far_end(block: Sp) -> Network:
+    """The peer's side of a block SP."""
+    selector = block.id.selector
+    return selector.dst if block.id.direction is SpDirection.OUT else selector.src
 
 
 @settings(deadline=None)
@@ -228,10 +266,10 @@ def test_vxlan_between_two_hosts() -> None:
         "protect out 192.0.2.11/32 -> 192.0.2.12/32 udp dport 4789 by esp 12345678",
     ]
     assert [str(block) for block in part.blocks] == [
-        "block out 0.0.0.0/0 -> 192.0.2.12/32 udp dport 4789",
-        "block in 192.0.2.12/32 -> 0.0.0.0/0 udp dport 4789",
-        "block out ::/0 -> 2001:db8::12/128 udp dport 4789",
-        "block in 2001:db8::12/128 -> ::/0 udp dport 4789",
+        "block in 0.0.0.0/0 -> 0.0.0.0/0 udp dport 4789",
+        "block out 0.0.0.0/0 -> 0.0.0.0/0 udp dport 4789",
+        "block in ::/0 -> ::/0 udp dport 4789",
+        "block out ::/0 -> ::/0 udp dport 4789",
     ]
     assert {(block.action, block.priority) for block in part.blocks} == {
         (SpAction.BLOCK, PRIORITY_BLOCK)
@@ -245,10 +283,30 @@ def test_vxlan_between_two_hosts() -> None:
             either_side=False,
             peers=frozenset({first.id.remote, part.children[1].id.remote}),
             tunnel_only=True,
+            strangers_blocked=True,
         ),
     )
     assert part.tunnel_mark == Mark(0x8000_0000, 0x8000_0000)
     assert first.replay_window >= 1024
+
+
+def test_vxlan_beside_strangers_blocks_the_peers_alone() -> None:
+    flow = "{kind: vxlan, between: [db1, db2], strangers: allowed}"
+    part = desired_of(parse_policy(f"{HEAD}flows:\n  x: {flow}\n", "p"), "db1")
+    assert [str(block) for block in part.blocks] == [
+        "block out 0.0.0.0/0 -> 192.0.2.12/32 udp dport 4789",
+        "block in 192.0.2.12/32 -> 0.0.0.0/0 udp dport 4789",
+        "block out ::/0 -> 2001:db8::12/128 udp dport 4789",
+        "block in 2001:db8::12/128 -> ::/0 udp dport 4789",
+    ]
+    assert not part.guarded[0].strangers_blocked
+
+
+def test_flows_on_one_port_share_their_blocks() -> None:
+    flows = "  x: {kind: vxlan, between: [db1, db2]}\n  y: {kind: vxlan, between: [db1, db3]}\n"
+    part = desired_of(parse_policy(f"{HEAD}flows:\n{flows}", "p"), "db1")
+    assert len(part.blocks) == 4
+    assert len(part.children) == 3
 
 
 def test_a_host_in_no_flow_holds_nothing() -> None:

@@ -9,7 +9,7 @@ from tunsec.model.errors import PolicyError
 from tunsec.model.flow import Keying, Mode, OffloadWish, OnReconnect, RekeyRule
 from tunsec.model.names import Mark
 from tunsec.policy.intent import Flow, Marks, parse_policy
-from tunsec.policy.values import LocalSenders, OtherTenants, Ppk
+from tunsec.policy.values import LocalSenders, OtherTenants, Ppk, Strangers
 
 MINUTE = 60.0
 HOUR = 3600.0
@@ -51,22 +51,26 @@ def test_every_default_is_filled_in() -> None:
         on_reconnect=OnReconnect.KEEP,
         offload=OffloadWish.NONE,
         local_senders=LocalSenders.TUNNEL_ONLY,
+        strangers=Strangers.BLOCKED,
     )
     assert flow.hosts == ("db1", "db2")
     assert (flow.rekey.after, flow.rekey.hard_after) == (HOUR, 8 * HOUR)
 
 
 def test_a_flow_overrides_the_defaults() -> None:
-    defaults = "{aead: aes-256-gcm, local_senders: any}"
+    defaults = "{aead: aes-256-gcm, local_senders: any, strangers: allowed}"
     inherited = flow_of("{kind: vxlan, between: [db1, db2]}", defaults=defaults)
     assert inherited.aeads == (Aead.AES_256_GCM,)
     assert inherited.local_senders is LocalSenders.ANY
+    assert inherited.strangers is Strangers.ALLOWED
     own = flow_of(
-        "{kind: vxlan, between: [db1, db2], aead: auto, local_senders: tunnel-only, port: 8472}",
+        "{kind: vxlan, between: [db1, db2], aead: auto, local_senders: tunnel-only, "
+        "strangers: blocked, port: 8472}",
         defaults=defaults,
     )
     assert own.aeads == tuple(Aead)
     assert own.local_senders is LocalSenders.TUNNEL_ONLY
+    assert own.strangers is Strangers.BLOCKED
     assert own.port == 8472
 
 
@@ -145,4 +149,4 @@ def test_the_digest_does_not_change_between_runs_and_versions() -> None:
     """Hosts compare digests, so it may only change when what it says changes."""
     text = "version: 1\nhosts: {a: {address: 192.0.2.1}, b: {address: 192.0.2.2}}\n"
     intent = parse_policy(f"{text}flows: {{x: {{kind: vxlan, between: all}}}}\n", "p")
-    assert intent.digest == "54ffd7cbe4849f408a1915d93afbfc85acbcc835b18b713ca41b9dfbc736e14e"
+    assert intent.digest == "5bec124431b495efa26d579b4d6d14688b2469860612d571c621f0ab3bf1e2d2"

@@ -130,6 +130,10 @@ def test_each_mistake_has_its_line_its_place_and_a_remedy(text: str, problem: st
             "x.local-senders: there is no such key (did you mean 'local_senders'?)",
         ),
         (
+            "{kind: vxlan, between: [db1, db2], strangers: block}",
+            "x.strangers: 'block' is no rule for strangers (did you mean 'blocked'?)",
+        ),
+        (
             "{kind: vxlan, between: [db1, db2], port: 0}",
             "x.port: 0 is no port (use a number from 1 to 65535)",
         ),

@@ -13,7 +13,7 @@ from tunsec.model.flow import Keying, Kind, Mode, OffloadWish, OnReconnect, Reke
 from tunsec.model.names import Address, FlowName, HostName
 from tunsec.policy.intent import Flow, Host, Intent, Marks, parse_policy
 from tunsec.policy.kinds import ON_WIRE
-from tunsec.policy.values import LocalSenders, OtherTenants, Ppk
+from tunsec.policy.values import LocalSenders, OtherTenants, Ppk, Strangers
 
 HEAD = """\
 version: 1
@@ -136,4 +136,7 @@ def _flow(kind: Kind, *, draw: st.DrawFn, hosts: list[str]) -> Flow:
         on_reconnect=OnReconnect.KEEP,
         offload=OffloadWish.NONE,
         local_senders=LocalSenders.TUNNEL_ONLY,
+        strangers=draw(st.sampled_from(Strangers))
+        if ON_WIRE[kind].has_networks
+        else Strangers.ALLOWED,
     )

@@ -1,6 +1,7 @@
 """The guard as nft text: what it says, how it is replaced, and that a listing reads back alike."""
 
 import ipaddress
+import re
 
 import pytest
 from hypothesis import given
@@ -38,6 +39,7 @@ flows = st.builds(
     either_side=st.booleans(),
     peers=st.frozensets(addresses, max_size=5),
     tunnel_only=st.booleans(),
+    strangers_blocked=st.booleans(),
 )
 devices = st.builds(
     TunnelDevice,
@@ -132,6 +134,22 @@ def test_the_rules_of_a_tunnel_flow() -> None:
         "type filter hook input priority -300; policy accept;",
         f'{from_peer} meta ipsec missing counter name "clear_in.overlay" drop',
     )
+
+
+def test_the_rules_of_a_flow_that_blocks_strangers_look_at_no_address() -> None:
+    among_peers = guard_ruleset(guard_of())[INET_TABLE]
+    table = guard_ruleset(guard_of(strangers_blocked=True))[INET_TABLE]
+    assert {block for block in among_peers if block not in table} == {"set peers4.overlay"}
+    for chain in ("chain output", "chain postrouting", "chain input"):
+        assert table[chain] == tuple(
+            re.sub(r" ip [sd]addr @peers4\.overlay", "", rule) for rule in among_peers[chain]
+        )
+    assert table["chain input"][1].startswith("udp dport 4789 meta ipsec missing counter")
+
+
+def test_strangers_are_blocked_before_any_peer_is_known() -> None:
+    table = guard_ruleset(guard_of(strangers_blocked=True, peers=frozenset()))[INET_TABLE]
+    assert table == guard_ruleset(guard_of(strangers_blocked=True))[INET_TABLE]
 
 
 def test_anybody_may_send_where_the_flow_says_so() -> None:
