@@ -42,6 +42,15 @@ class Packet:
     proto: int
     sport: int
     dport: int
+    _hash: int = field(init=False, repr=False, compare=False)
+    """Kept: packets are looked up all the time, and hashing addresses is slow."""
+
+    def __post_init__(self) -> None:
+        mine = hash((int(self.src), int(self.dst), self.proto, self.sport, self.dport))
+        object.__setattr__(self, "_hash", mine)
+
+    def __hash__(self) -> int:
+        return self._hash
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +91,10 @@ class FakeKernel:
         """Whether a daemon would hear an acquire."""
         self.version = 0
         """Rises with every change of the SAD or SPD."""
+        self.spd_version = 0
+        """Rises with every change of the SPD."""
         self._expiry: tuple[int, Instant | None] = (-1, None)
-        self._rulings: dict[tuple[SpDirection, Packet], Sp | None] = {}
+        self._rulings: dict[SpDirection, dict[Packet, Sp | None]] = {}
 
     # The port
 
@@ -158,6 +169,7 @@ class FakeKernel:
 
     def _tell(self, event: KernelEvent, ours: bool) -> None:
         self.version += 1
+        self.spd_version += isinstance(event, SpChanged | SpdFlushed)
         for listener in self.listeners:
             listener(event, ours)
 
@@ -240,8 +252,8 @@ class FakeKernel:
 
     def lookup(self, direction: SpDirection, packet: Packet) -> Sp | None:
         """The SP that rules a packet: lowest priority number first, then the oldest."""
-        asked = (direction, packet)
-        if asked not in self._rulings:
+        rulings = self._rulings.setdefault(direction, {})
+        if packet not in rulings:
             matching = [
                 sp
                 for sp in self._sps.values()
@@ -251,8 +263,8 @@ class FakeKernel:
                 and covers(sp.id, packet)
             ]
             first = min(matching, key=lambda sp: (sp.priority, sp.index), default=None)
-            self._rulings[asked] = first
-        return self._rulings[asked]
+            rulings[packet] = first
+        return rulings[packet]
 
     def send(self, packet: Packet) -> Packet | EspPacket | None:
         """What leaves this host: the packet in clear, protected, or nothing."""
@@ -330,7 +342,13 @@ class FakeKernel:
             return False
         return all(template.reqid == held.sa.reqid for template in sp.templates)
 
-    def holds(self, sa_id: SaId) -> bytes | None:
+    def keyed_sas(self) -> list[tuple[SaId, Sa, bytes]]:
+        """Every SA that could carry a packet, with the digest of its key."""
+        return [
+            (sa_id, held.sa, held.key) for sa_id, held in self._sas.items() if not held.sa.larval
+        ]
+
+    def key_of(self, sa_id: SaId) -> bytes | None:
         """Digest of an SA's key, or None when there is no such SA."""
         held = self._sas.get(sa_id)
         return None if held is None else held.key

@@ -1,12 +1,12 @@
 """The laws, checked on what the kernels hold, not on what the machines believe."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
 
 from tests.sim.kernel import Packet
 from tunsec.daemon.scope import Scope
 from tunsec.machines import pair
-from tunsec.model.names import HostName
 from tunsec.model.ownership import is_our_sa, is_our_sp
 from tunsec.model.sa import Sa, SaId
 from tunsec.model.selector import UDP
@@ -28,6 +28,25 @@ class Broken(AssertionError):
     """A law was broken."""
 
 
+class _Version(NamedTuple):
+    """Equal as long as nothing that a law is about has changed."""
+
+    open: tuple[object, ...]
+    """What decides whether a packet may pass in clear."""
+    kernel: int
+
+
+@dataclass(slots=True)
+class _Sas:
+    """Keys of a host's inbound SAs by address and SPI, and its outbound SAs by peer."""
+
+    inbound: dict[tuple[int, int], bytes] = field(default_factory=dict)
+    outbound: dict[str, list[tuple[int, int, bytes, SaId]]] = field(default_factory=dict)
+
+
+_NOTHING = _Sas()
+
+
 class Laws:
     """Holds the world to laws 1 to 4 and the machines' own promises."""
 
@@ -37,29 +56,33 @@ class Laws:
         self._keys: dict[bytes, set[tuple[str, SaId]]] = {}
         self._installs_seen: dict[str, int] = {}
         self._foreign: dict[str, tuple[dict[SaId, Sa], dict[SpId, Sp]]] = {}
-        self._versions: dict[str, object] = {}
+        self._versions: dict[str, _Version] = {}
+        self._sas: dict[str, _Sas] = {}
         self._excused: set[SaId] = set()
         self._owners = {
-            address: host.name for host in world.intent.hosts for address in host.addresses
+            int(address): host.name for host in world.intent.hosts for address in host.addresses
         }
         self.checks = 0
 
     def check(self) -> None:
         """Raise Broken, with the story, if a law does not hold now."""
         self.checks += 1
-        changed: set[str] = set()
+        changed: list[SimHost] = []
         for host in self._world.hosts.values():
             version = _version(host)
-            if self._versions.get(host.name) != version:
-                self._versions[host.name] = version
-                changed.add(host.name)
+            before = self._versions.get(host.name)
+            if before == version:
+                continue
+            self._versions[host.name] = version
+            if before is None or before.open != version.open:
                 self._no_clear_packet(host)
-                self._no_key_twice(host)
-                self._only_what_is_ours(host)
-                self._promises(host)
-        if changed:
-            for host in self._world.hosts.values():
-                self._receiver_first(host, changed)
+            self._no_key_twice(host)
+            self._only_what_is_ours(host)
+            self._promises(host)
+            self._note_sas(host)
+            changed.append(host)
+        for host in changed:
+            self._receiver_first(host)
 
     def _break(self, text: str) -> None:
         raise Broken(f"{text}\n{self._world.tale()}")
@@ -131,20 +154,28 @@ class Laws:
 
     # Law 2
 
-    def _receiver_first(self, host: "SimHost", changed: set[str]) -> None:
-        """An outbound SA of ours has its inbound twin, with the same key, at the peer."""
-        for sa_id, sa in host.kernel.all_sas():
-            owner = self._owners.get(sa_id.dst)
-            if (
-                owner is None
-                or owner == host.name
-                or not (owner in changed or host.name in changed)
-            ):
-                continue
-            if not is_our_sa(sa) or sa.larval or sa_id in self._excused:
-                continue
-            if self._world.hosts[HostName(owner)].kernel.holds(sa_id) != host.kernel.holds(sa_id):
-                self._break(f"law 2: {host.name} may send on {sa_id}, {owner} has no twin")
+    def _note_sas(self, host: "SimHost") -> None:
+        """Sort a host's SAs by where they lead, with names that are quick to look up."""
+        sas = _Sas()
+        for sa_id, sa, key in host.kernel.keyed_sas():
+            owner = self._owners.get(int(sa_id.dst))
+            if owner == host.name:
+                sas.inbound[int(sa_id.dst), sa_id.spi] = key
+            elif owner is not None and is_our_sa(sa) and sa_id not in self._excused:
+                sas.outbound.setdefault(owner, []).append((int(sa_id.dst), sa_id.spi, key, sa_id))
+        self._sas[host.name] = sas
+
+    def _receiver_first(self, host: "SimHost") -> None:
+        """An outbound SA of ours, here or at a peer, has its inbound twin with the same key."""
+        for peer in self._world.hosts:
+            self._twins(host.name, peer)
+            self._twins(peer, host.name)
+
+    def _twins(self, sender: str, receiver: str) -> None:
+        inbound = self._sas.get(receiver, _NOTHING).inbound
+        for dst, spi, key, sa_id in self._sas.get(sender, _NOTHING).outbound.get(receiver, ()):
+            if inbound.get((dst, spi)) != key and sa_id not in self._excused:
+                self._break(f"law 2: {sender} may send on {sa_id}, {receiver} has no twin")
 
     # Law 3
 
@@ -215,8 +246,13 @@ def opened_by_others(host: "SimHost") -> bool:
     return any(_leaks(host, packet, outbound=outbound) for packet, outbound in packets(host.scope))
 
 
-def _version(host: "SimHost") -> tuple[object, ...]:
-    return (id(host.kernel), host.kernel.version, host.guard.guard is None, host.engine is None)
+def _version(host: "SimHost") -> "_Version":
+    kernel = host.kernel
+    scope = host.scope if host.engine is None else host.engine.scope
+    guarded = host.guard.guard is not None
+    return _Version(
+        (id(kernel), kernel.spd_version, guarded, host.engine is None, id(scope)), kernel.version
+    )
 
 
 def _leaks(host: "SimHost", packet: Packet, *, outbound: bool) -> bool:

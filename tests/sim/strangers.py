@@ -60,6 +60,7 @@ def stand_in_the_way(
         )
         if host.kernel.sp(sp.id) is None:
             _put(host, AddSp(foreign))
+    world.crowded = True
     world.tell(f"another program's {direction} SP stands in the way of {child_id} on {host.name}")
     world.laws.foreign_changed(host)
 

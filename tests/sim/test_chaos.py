@@ -10,7 +10,7 @@ import pytest
 from tests.sim.trial import chaos_trial, restless_trial
 
 SEEDS = int(os.environ.get("TUNSEC_SIM_SEEDS", "500"))
-CHUNK = 10
+CHUNK = 5
 """Seeds of one test, so that several processes share them."""
 
 

@@ -22,7 +22,7 @@ from tunsec.machines.flow import FlowState
 from tunsec.model.clock import Instant
 from tunsec.model.errors import Bug, Refused
 from tunsec.model.names import ConfirmationSeq, HostName, Spi
-from tunsec.model.ownership import is_our_sp
+from tunsec.model.ownership import is_our_sa, is_our_sp
 from tunsec.model.record import Confirmation
 from tunsec.model.sa import SaDirection, SaId
 from tunsec.model.secret import Secret
@@ -156,11 +156,12 @@ def removes_foreign_sps(patch: pytest.MonkeyPatch) -> None:
 
 
 def flushes_the_sad_on_start(patch: pytest.MonkeyPatch) -> None:
-    """A fresh start begins with an empty SAD."""
+    """A fresh start begins with no SA but those that are adopted."""
     truly = drift.Drift.adopt
 
     def adopt(self: drift.Drift, children: object) -> object:
-        self._kernel.apply([RemoveSa(sa_id) for sa_id in self._kernel.sas()])
+        sas = self._kernel.sas().values()
+        self._kernel.apply([RemoveSa(sa.id) for sa in sas if not is_our_sa(sa)])
         return truly(self, children)  # type: ignore[arg-type]
 
     patch.setattr(drift.Drift, "adopt", adopt)

@@ -33,7 +33,7 @@ class Stage:
 def stage(seed: int) -> Stage:
     """Mostly two or three hosts, now and then many."""
     dice = random.Random(f"stage {seed}")
-    [hosts] = dice.choices([2, 3, 4, 5, 6, 8, 10], [50, 30, 10, 4, 3, 2, 1])
+    [hosts] = dice.choices([2, 3, 4, 5, 6, 8, 10], [120, 56, 14, 4, 2, 2, 1])
     flows = dice.choice([1, 1, 2]) if hosts < 5 else 1
     both_families = hosts < 5 and dice.random() < 0.3
     return Stage(
@@ -76,7 +76,7 @@ def chaos_trial(seed: int) -> World:
     world.run(dice.uniform(0.0, 3.0))
     for host in world.hosts.values():
         world.apply(host, played.quiet)
-    world.run_until(world.settled, SETTLED_WITHIN)
+    world.run_until(world.settled, SETTLED_WITHIN, look=1.0)
     nothing_missing_nothing_left(world)
     return world
 

@@ -69,6 +69,8 @@ class World:
         self.skew: dict[HostName, float] = {}
         self.lose_events = 0.0
         """Chance that a kernel event is lost to an overrun."""
+        self.crowded = False
+        """Whether another program's SP was ever put in the way of a child."""
         self.longest_trip = 0.001
         """Seconds that a packet may be on its way."""
         self.directory = Directory(self.dice, self.later, lambda: Instant(self.now))
@@ -136,13 +138,14 @@ class World:
             _, _, act = heapq.heappop(self._heap)
             act()
 
-    def run_until(self, done: Callable[[], bool], limit: float) -> float:
-        """Run until something holds; returns the seconds it took, raises after `limit`."""
+    def run_until(self, done: Callable[[], bool], limit: float, *, look: float = 0.05) -> float:
+        """Run until something holds, looking every `look` seconds; returns the seconds it took,
+        raises after `limit`."""
         began = self.now
         while not done():
             if self.now - began >= limit:
                 raise AssertionError(f"not within {limit} s\n{self.tale()}")
-            self.run(0.05)
+            self.run(look)
         return self.now - began
 
     # Daemons
@@ -309,15 +312,15 @@ class World:
     def settled(self) -> bool:
         """Whether every child that can be has one SA each way and nothing in progress, and every
         host one private key."""
-        return self._all_are((Phase.INSTALLED,)) and all(
+        return all(
             host.engine is not None and len(host.engine.offers.offers) == 1
             for host in self.hosts.values()
-        )
+        ) and self._all_are((Phase.INSTALLED,))
 
     def _all_are(self, phases: tuple[Phase, ...]) -> bool:
         """Every daemon runs, and has its children in one of these phases."""
         return all(host.engine is not None for host in self.hosts.values()) and all(
-            flow.phase in phases or self.in_the_way(host, flow.child)
+            flow.phase in phases or (self.crowded and self.in_the_way(host, flow.child))
             for host in self.hosts.values()
             if host.engine is not None
             for _, flow in host.engine.flows()
@@ -337,9 +340,9 @@ class World:
 
     def obstructed_here(self, host: SimHost, child: Child) -> bool:
         """Whether another program's SP stands under a selector of a child on its own host."""
-        return any(
-            (standing := host.kernel.sp(sp.id)) is not None and not is_our_sp(standing)
-            for sp in (*inbound_sps(child), *outbound_sps(child, Spi(0)))
+        foreign = {sp_id for sp_id, sp in host.kernel.sps().items() if not is_our_sp(sp)}
+        return bool(foreign) and not foreign.isdisjoint(
+            sp.id for sp in (*inbound_sps(child), *outbound_sps(child, Spi(0)))
         )
 
     def children(self) -> list[tuple[SimHost, ChildId]]:
@@ -349,7 +352,7 @@ class World:
             for host in self.hosts.values()
             if host.engine is not None
             for _, flow in host.engine.flows()
-            if not self.in_the_way(host, flow.child)
+            if not (self.crowded and self.in_the_way(host, flow.child))
         ]
 
     def tell(self, line: str) -> None:
