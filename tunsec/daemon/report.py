@@ -154,16 +154,17 @@ def _installed(flow: FlowState, sas: Mapping[SaId, Sa]) -> Iterator[Sa]:
 def _retired(engine: Engine) -> Iterator[FlowStatus]:
     """Flows that the policy dropped: blocked until released."""
     for gone in engine.scope.retired:
-        for peer in sorted(gone.guarded.peers, key=str):
+        peers = [str(peer) for peer in gone.guarded.peers]
+        for peer in sorted(peers) or ["any"]:
             yield FlowStatus(
                 flow=gone.flow,
                 kind=gone.guarded.kind,
-                peer=str(peer),
+                peer=peer,
                 tenant=None,
                 mode=Mode.ESP,
                 keying="none",
                 local="any",
-                remote=str(peer),
+                remote=peer,
                 state=Phase.BLOCKED,
                 reason=f"no longer in the policy; `tunsec release {gone.flow}` opens it",
                 protected=False,

@@ -153,10 +153,13 @@ class Scope:
             still = self.released & {flow.name for flow in same}
             then = replace(then, released=still)
         kept = {sp.id for sp in then.blocks}
+        closed = {_port_of(sp) for sp in then.blocks if _from_and_to_anybody(sp)}
         taken = {flow.name for flow in intent.flows}
         retired: list[Retired] = []
         for part in (*self.retired, *self._parts()):
-            left = tuple(sp for sp in part.blocks if sp.id not in kept)
+            left = tuple(
+                sp for sp in part.blocks if sp.id not in kept and _port_of(sp) not in closed
+            )
             if left:
                 name = _free_name(part.flow, taken)
                 taken.add(name)
@@ -206,6 +209,17 @@ class Scope:
             )
             for guarded in self._desired.guarded
         )
+
+
+def _port_of(sp: Sp) -> tuple[object, ...]:
+    """What a block SP blocks, but for the addresses."""
+    selector = sp.id.selector
+    return (sp.id.direction, selector.version, selector.proto, selector.sport, selector.dport)
+
+
+def _from_and_to_anybody(sp: Sp) -> bool:
+    selector = sp.id.selector
+    return selector.src.prefixlen == selector.dst.prefixlen == 0
 
 
 def _free_name(flow: FlowName, taken: set[FlowName]) -> FlowName:

@@ -81,6 +81,16 @@ def test_a_peer_that_is_dropped_stays_guarded() -> None:
     assert {sp.id for sp in scope(TWO).blocks} <= {sp.id for sp in then.blocks}
 
 
+def test_opening_a_port_to_strangers_needs_a_release_and_closing_it_does_not() -> None:
+    opened = policy(ONE.replace("]}", "], strangers: allowed}"))
+    then = scope(ONE).with_policy(opened, "next")
+    assert {gone.flow for gone in then.retired} == {"one.former"}
+    assert {sp.id for sp in scope(ONE).blocks} <= {sp.id for sp in then.blocks}
+    closed = Scope(HostName("db1"), opened, "test").with_policy(policy(ONE), "next")
+    assert closed.retired == ()
+    assert set(closed.blocks) == set(scope(ONE).blocks)
+
+
 def test_a_reload_keeps_what_was_released_and_an_apply_does_not() -> None:
     released = scope(ONE, TWO).without(FlowName("one"))
     kept = released.with_policy(policy(ONE, TWO), "again", keep_released=True)
