@@ -1,7 +1,7 @@
 """CHILD_SAs of two real charons: what arrives in the kernel, and that nothing leaves in clear."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 import pytest
@@ -26,17 +26,10 @@ from tunsec.plan.ike_options import Ignored, ignored_options
 from tunsec.wire.vici.proposals import esp_proposals
 from tunsec_lab.capture import LeakWatch
 from tunsec_lab.host import Lab
-from tunsec_lab.packets import protect
 
 pytestmark = pytest.mark.needs("esp-ipv4", "esp-ipv6", "esn", "vxlan", "bridge")
 
 MARK_OUT, SET_MARK_IN, SET_MARK_OUT = (Mark(value, 0xFFFFFF) for value in (0x141, 0x241, 0x341))
-
-
-@pytest.fixture
-def lab() -> Iterator[Lab]:
-    with Lab("two-hosts", overlays_up=False) as made:
-        yield made
 
 
 def overlays(lab: Lab) -> list[str]:
@@ -74,35 +67,28 @@ async def read_back(pair: Pair, side: Side, version: int, asked: IkeChild) -> tu
 
 
 @pytest.mark.parametrize("auth", ["ed25519", "p256", "psk"])
-def test_one_child_sa_carries_vxlan_both_ways(lab: Lab, auth: str) -> None:
+def test_one_child_sa_carries_vxlan_both_ways(lab: Lab, watch: LeakWatch, auth: str) -> None:
     async def scenario(pair: Pair) -> None:
         a, b = lab.hosts.values()
-        with LeakWatch(lab, protected=[protect("vxlan")]) as watch:
-
-            def clear() -> None:
-                for host in (a, b):
-                    host.raise_overlays()
-                assert a.reaches(overlays(lab)[0])
-
-            watch.prove_sees(clear)
-            pair.protect()
-            assert not a.reaches(overlays(lab)[0], wait=0.3)
-            await pair.load_both(psk=auth == "psk")
-            await pair.initiate()
-            for address in overlays(lab):
-                assert a.ping(address, count=20).lost == 0
-            for side in pair.sides:
-                assert len(side.sas()) == 4, "one SA each way and family"
-                for version in FAMILIES:
-                    ike, child = await side.child(version)
-                    assert child.reqid == reqid(version)
-                    assert keyed(child).inbound.packets >= 20
-                    assert keyed(child).outbound.packets >= 20
-                    assert (ike.local_identity, ike.remote_identity) in {("a", "b"), ("b", "a")}
-                    asked = pair.connection(side, version).children[0]
-                    assert await read_back(pair, side, version, asked) == ()
-            watch.assert_closed()
-            assert len(watch.report().esp_flows) == 4
+        pair.protect()
+        for host in (a, b):
+            host.raise_overlays()
+        assert not a.reaches(overlays(lab)[0], wait=0.3)
+        await pair.load_both(psk=auth == "psk")
+        await pair.initiate()
+        for address in overlays(lab):
+            assert a.ping(address, count=20).lost == 0
+        for side in pair.sides:
+            assert len(side.sas()) == 4, "one SA each way and family"
+            for version in FAMILIES:
+                ike, child = await side.child(version)
+                assert child.reqid == reqid(version)
+                assert keyed(child).inbound.packets >= 20
+                assert keyed(child).outbound.packets >= 20
+                assert (ike.local_identity, ike.remote_identity) in {("a", "b"), ("b", "a")}
+                asked = pair.connection(side, version).children[0]
+                assert await read_back(pair, side, version, asked) == ()
+        assert len(watch.report().esp_flows) == 4
 
     asyncio.run(with_pair(lab, scenario, kind=KeyType.P256 if auth == "p256" else KeyType.ED25519))
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -31,12 +31,6 @@ from tunsec.model.secret import Secret
 from tunsec_lab.host import Lab
 
 pytestmark = pytest.mark.needs("esp-ipv4", "esn")
-
-
-@pytest.fixture
-def lab() -> Iterator[Lab]:
-    with Lab("two-hosts", overlays_up=False) as made:
-        yield made
 
 
 def run(lab: Lab, scenario: Callable[[Pair], Awaitable[None]]) -> None:

@@ -190,10 +190,11 @@ def test_away_is_told_once_and_back_each_time(tmp_path: Path) -> None:
     run(path, scenario)
 
 
-def test_a_new_charon_is_asked_without_an_error_between(server: Server, tmp_path: Path) -> None:
+def test_a_new_charon_is_asked_without_an_error_between(server: Server) -> None:
     """The command lane notices that its connection died with the last charon."""
 
     async def scenario(listener: Listener) -> None:
+        await listener.wait(CharonLinked)
         await listener.ike.version()
         server.close()
         await listener.wait(CharonLost)
