@@ -59,6 +59,11 @@ def _host(status: Status) -> Iterator[Metric]:
     drift.add_metric(("sp",), status.drift.sps)
     drift.add_metric(("guard",), status.drift.guard)
     yield drift
+    lost = CounterMetricFamily(
+        "tunsec_kernel_events_lost", "Times that the kernel's event lane overran"
+    )
+    lost.add_metric((), status.drift.events_lost)
+    yield lost
 
 
 def _flows(flows: tuple[FlowStatus, ...]) -> Iterator[Metric]:
