@@ -60,7 +60,7 @@ def _sps(world: World, host: SimHost, engine: Engine, flows: Sequence[FlowState]
             mine += outbound_sps(flow.child, flow.active_outbound.spi)
         in_the_way = world.obstructed_here(host, flow.child)
         wanted |= {sp.id for sp in mine if not in_the_way or host.kernel.sp(sp.id) == sp}
-    ours = {sp.id: sp for sp in host.kernel.sps().values() if is_our_sp(sp)}
+    ours = {sp.id: sp for sp in host.kernel.spd() if is_our_sp(sp)}
     if missing := wanted - ours.keys():
         yield f"SPs that are missing: {missing}"
     # Blocks that nobody remembers stay until they are released.

@@ -54,6 +54,7 @@ class Chaos:
             host.crash_in = None
             host.dies_unanswered = False
             host.held_down = False
+            host.kernel.silent = False
             world.start(host)
 
     def _send_now_and_then(self, longest_pause: float) -> None:
@@ -83,6 +84,7 @@ class Chaos:
             (1, self._flush_sas),
             (1, self._flush_sps),
             (1, self._guard_gone),
+            (1, self._kernel_silent),
             (2, self._clock_jumps),
             (2, self._policy_changes),
             (1, self._release),
@@ -118,6 +120,20 @@ class Chaos:
     def _reboot(self, host: SimHost) -> None:
         self.world.reboot(host)
         self._again(host)
+
+    def _kernel_silent(self, host: SimHost) -> None:
+        """The command lane hangs for a moment: what should have gone stays till the next look."""
+        kernel = host.kernel
+        kernel.silent = True
+        self.world.tell(f"the kernel of {host.name} does not answer")
+
+        def answers() -> None:
+            kernel.silent = False
+            self.world.laws.excuse(sa_id for sa_id, _ in kernel.all_sas())
+
+        self.world.laws.excuse(sa_id for sa_id, _ in kernel.all_sas())
+
+        self.world.later(self.world.dice.uniform(0.0, 0.5), answers)
 
     def _clock_jumps(self, host: SimHost) -> None:
         span = self.world.dice.choice([-86_400.0, -3.0, 0.0, 3.0, 30.0, 86_400.0])
@@ -155,7 +171,7 @@ class Chaos:
             host.kernel.by_hand(RemoveSa(victim))
 
     def _remove_an_sp(self, host: SimHost) -> None:
-        ours = [sp for sp in host.kernel.sps().values() if is_our_sp(sp)]
+        ours = [sp for sp in host.kernel.spd() if is_our_sp(sp)]
         if ours and self._two_layers(host):
             victim = self.world.dice.choice(ours)
             self._by_hand(host, f"SP {victim} removed")
@@ -210,5 +226,5 @@ class Chaos:
         self.world.release(host, self.world.dice.choice([None, *names]))
 
     def _stranger(self, host: SimHost) -> None:
-        if not any(not is_our_sp(sp) for sp in host.kernel.sps().values()):
+        if not any(not is_our_sp(sp) for sp in host.kernel.spd()):
             move_in(self.world, host)

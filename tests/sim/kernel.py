@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from tests.sim.cast import EPOCH
 from tunsec.model.clock import Instant
-from tunsec.model.errors import Refused
+from tunsec.model.errors import Refused, Unavailable
 from tunsec.model.event import (
     Acquired,
     HardExpired,
@@ -89,6 +89,8 @@ class FakeKernel:
         self.listeners: list[Callable[[KernelEvent, bool], None]] = []
         self.somebody_listens: Callable[[], bool] = lambda: False
         """Whether a daemon would hear an acquire."""
+        self.silent = False
+        """The command lane does not answer: requests raise Unavailable."""
         self.version = 0
         """Rises with every change of the SAD or SPD."""
         self.spd_version = 0
@@ -100,26 +102,39 @@ class FakeKernel:
 
     def apply(self, steps: Sequence[Step]) -> list[Refused | None]:
         """Carry out steps in order; a refused one does not stop the later ones."""
+        self._answer()
         return [self._apply(step) for step in steps]
 
     def sas(self) -> dict[SaId, Sa]:
         """Every SA, without keys."""
+        self._answer()
         self.expire()
         return {sa_id: self._shown(held) for sa_id, held in self._sas.items()}
 
     def sps(self) -> dict[SpId, Sp]:
         """Every SP."""
+        self._answer()
         return dict(self._sps)
 
     def sa(self, sa_id: SaId) -> Sa | None:
         """One SA, or None."""
+        self._answer()
         self.expire()
         held = self._sas.get(sa_id)
         return None if held is None else self._shown(held)
 
     def sp(self, sp_id: SpId) -> Sp | None:
         """One SP, or None."""
+        self._answer()
         return self._sps.get(sp_id)
+
+    def _answer(self) -> None:
+        if self.silent:
+            raise Unavailable("the kernel does not answer")
+
+    def spd(self) -> list[Sp]:
+        """Every SP, as the simulation sees it."""
+        return list(self._sps.values())
 
     def _shown(self, held: Held) -> Sa:
         usage = Usage(

@@ -237,7 +237,7 @@ def foreign(host: "SimHost") -> tuple[dict[SaId, Sa], dict[SpId, Sp]]:
     """SAs and SPs of other programs."""
     return (
         {sa_id: sa for sa_id, sa in host.kernel.all_sas() if not is_our_sa(sa)},
-        {sp_id: sp for sp_id, sp in host.kernel.sps().items() if not is_our_sp(sp)},
+        {sp.id: sp for sp in host.kernel.spd() if not is_our_sp(sp)},
     )
 
 

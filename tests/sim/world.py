@@ -23,7 +23,7 @@ from tunsec.keying.ring import Keyring
 from tunsec.machines.flow import Phase
 from tunsec.model.aead import Aead, AeadSpeed
 from tunsec.model.clock import Instant, WallTime
-from tunsec.model.errors import Refused
+from tunsec.model.errors import Refused, Unavailable
 from tunsec.model.event import EventsLost, KernelEvent
 from tunsec.model.flow import Child, ChildId
 from tunsec.model.names import MAX_SPI, MIN_SPI, Boot, FlowName, HostName, Spi
@@ -177,8 +177,9 @@ class World:
         ports = Ports(host.kernel, host.guard, NoLinks(), directory, clock, entropy)
         host.engine = Engine(host=host.name, ports=ports, post=post)
         host.on_start(host)
-        self._with_engine(host, lambda engine: engine.start(host.scope))
-        if host.engine is not None:
+        if not self._with_engine(host, lambda engine: engine.start(host.scope)):
+            self.crash(host)  # a daemon that cannot close does not run on
+        else:
             self.directory.watch(host.name, lambda records: self._records(host, records))
 
     def _records(self, host: SimHost, records: Sequence[Record]) -> None:
@@ -192,6 +193,9 @@ class World:
             act(host.engine)
         except Crashed:
             self.crash(host)
+            return False
+        except Unavailable as error:
+            self.tell(f"{host.name}: {error}")  # as daemon/service.py: not now
             return False
         if host.ring is not None:
             host.newest = host.ring.newest()
@@ -340,7 +344,7 @@ class World:
 
     def obstructed_here(self, host: SimHost, child: Child) -> bool:
         """Whether another program's SP stands under a selector of a child on its own host."""
-        foreign = {sp_id for sp_id, sp in host.kernel.sps().items() if not is_our_sp(sp)}
+        foreign = {sp.id for sp in host.kernel.spd() if not is_our_sp(sp)}
         return bool(foreign) and not foreign.isdisjoint(
             sp.id for sp in (*inbound_sps(child), *outbound_sps(child, Spi(0)))
         )

@@ -307,17 +307,26 @@ class Installer:
 
     # Less
 
-    def remove(self, ids: Sequence[SaId]) -> None:
-        """Remove SAs; one that is gone already is no error, the next dump finds one that stayed."""
-        self._apply([RemoveSa(sa_id) for sa_id in ids])
+    def remove(self, ids: Sequence[SaId]) -> bool:
+        """Remove SAs; one that is gone already is no error.
 
-    def block(self, child: Child) -> None:
-        """Take a child's outbound protect SPs away; the block SPs hold the flow."""
+        False when one may still be there: the kernel should be looked at soon.
+        """
+        answers = self._apply([RemoveSa(sa_id) for sa_id in ids])
+        return all(answer is None or answer.errno == errno.ESRCH for answer in answers)
+
+    def block(self, child: Child) -> bool:
+        """Take a child's outbound protect SPs away; the block SPs hold the flow.
+
+        False when one may still be there: it pins an SA that is going, so nothing passes in clear,
+        but the kernel should be looked at soon.
+        """
         try:
             found = read_sps(self._kernel, [sp.id for sp in outbound_sps(child, Spi(0))])
         except (Refused, Unavailable):
-            return  # they pin an SA that is going: nothing passes, and the next dump finds them
-        self._apply([RemoveSp(sp) for sp in found.values() if is_our_sp(sp)])
+            return False
+        answers = self._apply([RemoveSp(sp) for sp in found.values() if is_our_sp(sp)])
+        return all(answer is None or answer.errno == errno.ENOENT for answer in answers)
 
     def read_usage(self, order: ReadUsage) -> list[PairEvent]:
         """What draining inbound SAs have carried."""
