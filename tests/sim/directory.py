@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from tunsec.model.clock import Instant
+from tunsec.model.errors import Unavailable
 from tunsec.ports import Record
 
 Later = Callable[[float, Callable[[], None]], None]
@@ -36,23 +37,42 @@ class Directory:
     history: dict[str, list[bytes]] = field(default_factory=dict)
     watchers: dict[str, Callable[[Sequence[Record]], None]] = field(default_factory=dict)
     writes: int = 0
+    _lands_at: dict[str, float] = field(default_factory=dict)
 
     def write(
         self, author: str, records: Sequence[Record], done: Callable[[Exception | None], None]
     ) -> None:
         """A write takes a while, then tells its author and, a while later, every reader."""
 
+        self._land(author, lambda: self._store(records), done)
+
+    def remove(
+        self, author: str, paths: Sequence[str], done: Callable[[Exception | None], None]
+    ) -> None:
+        """Records go; that one is not there is no error, and nobody is told."""
+
+        def drop() -> None:
+            for path in paths:
+                self.records.pop(path, None)
+
+        self._land(author, drop, done)
+
+    def _land(
+        self, author: str, act: Callable[[], None], done: Callable[[Exception | None], None]
+    ) -> None:
+        """Have something happen to the store in a while, or fail, or both."""
+
         def land() -> None:
             unreachable = self.away or author in self.cut_off
-            if unreachable or self.dice.random() < self.faults.fail:
-                if not unreachable and self.dice.random() < 0.5:
-                    self._store(records)  # it landed, but its author is told otherwise
-                done(OSError("directory is away"))
-                return
-            self._store(records)
-            done(None)
+            failed = unreachable or self.dice.random() < self.faults.fail
+            if not failed or (not unreachable and self.dice.random() < 0.5):
+                act()  # it may land, and its author be told otherwise
+            done(Unavailable("the directory is away") if failed else None)
 
-        self.later(self._delay(), land)
+        # One author's calls land in their order.
+        at = max(self.now() + self._delay(), self._lands_at.get(author, 0.0))
+        self._lands_at[author] = at
+        self.later(at - self.now(), land)
 
     def _store(self, records: Sequence[Record]) -> None:
         self.writes += len(records)

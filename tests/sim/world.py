@@ -23,7 +23,7 @@ from tunsec.keying.ring import Keyring
 from tunsec.machines.flow import Phase
 from tunsec.model.aead import Aead, AeadSpeed
 from tunsec.model.clock import Instant, WallTime
-from tunsec.model.errors import Refused, Unavailable
+from tunsec.model.errors import Unavailable
 from tunsec.model.event import EventsLost, KernelEvent
 from tunsec.model.flow import Child, ChildId
 from tunsec.model.names import MAX_SPI, MIN_SPI, Boot, FlowName, HostName, Spi
@@ -32,6 +32,7 @@ from tunsec.model.secret import Secret
 from tunsec.model.step import Step
 from tunsec.policy.desired import inbound_sps, outbound_sps
 from tunsec.policy.intent import Intent
+from tunsec.ports import Directory as DirectoryPort
 from tunsec.ports import Record
 
 SPEEDS = (AeadSpeed(Aead.AES_128_GCM, 100_000_000), AeadSpeed(Aead.CHACHA20_POLY1305, 190_000_000))
@@ -173,7 +174,7 @@ class World:
             entropy=entropy,
             aeads=SPEEDS,
         )
-        directory = _SimDirectory(self, host)
+        directory = _SimDirectory(self, host.name, self._answering(host))
         ports = Ports(host.kernel, host.guard, NoLinks(), directory, clock, entropy)
         host.engine = Engine(host=host.name, ports=ports, post=post)
         host.on_start(host)
@@ -181,6 +182,21 @@ class World:
             self.crash(host)  # a daemon that cannot close does not run on
         else:
             self.directory.watch(host.name, lambda records: self._records(host, records))
+
+    def _answering(self, host: SimHost) -> Callable[[Callable[[], None]], None]:
+        """What comes back to a daemon that is dead, or to an earlier life of it, is dropped."""
+        life = host.life
+
+        def answer(act: Callable[[], None]) -> None:
+            if host.engine is None or host.life != life:
+                return
+            if host.dies_unanswered:
+                self.tell(f"{host.name} dies, written and unanswered")
+                self.crash(host)
+                return
+            self._with_engine(host, lambda _: act())
+
+        return answer
 
     def _records(self, host: SimHost, records: Sequence[Record]) -> None:
         self._with_engine(host, lambda engine: engine.on_records(records))
@@ -265,6 +281,10 @@ class World:
         self.directory.away = True
         self.tell(f"directory is away for {span:.1f} s")
         self.later(span, self.directory_back)
+
+    def directory_of(self, name: HostName) -> DirectoryPort:
+        """The directory as a host has it; answers come whether its daemon runs or not."""
+        return _SimDirectory(self, name, lambda act: act())
 
     def directory_back(self) -> None:
         """The directory is back."""
@@ -411,26 +431,20 @@ class _SimEntropy:
 
 @dataclass(frozen=True, slots=True)
 class _SimDirectory:
-    """A host's own view; what comes back to a dead daemon is dropped."""
+    """A host's own view."""
 
     world: World
-    host: SimHost
+    name: HostName
+    answer: Callable[[Callable[[], None]], None]
 
     def publish(
         self, records: Sequence[Record], *, done: Callable[[Exception | None], None]
     ) -> None:
-        host, life = self.host, self.host.life
-
-        def ended(error: Exception | None) -> None:
-            if host.engine is None or host.life != life:
-                return
-            if host.dies_unanswered:
-                self.world.tell(f"{host.name} dies, written and unanswered")
-                self.world.crash(host)
-                return
-            self.world._with_engine(host, lambda engine: done(error))
-
-        self.world.directory.write(host.name, records, ended)
+        self.world.directory.write(
+            self.name, records, lambda error: self.answer(lambda: done(error))
+        )
 
     def withdraw(self, paths: Sequence[str], *, done: Callable[[Exception | None], None]) -> None:
-        raise Refused("withdrawing", reason="no daemon of this release withdraws")
+        self.world.directory.remove(
+            self.name, paths, lambda error: self.answer(lambda: done(error))
+        )
