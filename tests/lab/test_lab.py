@@ -85,6 +85,7 @@ def test_a_rebooted_host_comes_back_as_it_was_but_empty(two_hosts: Lab) -> None:
     assert not (NAMES / b.netns).exists()
     assert not a.reaches(b.ipv4, wait=0.1)
     b.recreate()
+    a.ip("neigh flush all")  # what could not be found while b was away is asked for again
     assert a.reaches(b.ipv4)
     assert a.reaches(b.overlay_addresses("red")[0])
     assert a.reaches(b.overlay_addresses("blue")[1])
