@@ -8,7 +8,7 @@ from typing import Final
 from tunsec.daemon.journal import fields
 from tunsec.keying.aead_choice import agree
 from tunsec.keying.judgement import Grant
-from tunsec.keying.paths import ConfirmationPath, OfferPath, parse_path
+from tunsec.keying.paths import CONFIRMATION_LIMIT, ConfirmationPath, OfferPath, parse_path
 from tunsec.keying.refusals import RecordRefused, RefusalReason, Refusals
 from tunsec.keying.ring import Keyring
 from tunsec.machines.facts import Keyed, PeerConfirmed, PeerOffered, PeerOfferEnded
@@ -28,10 +28,10 @@ PEER_OFFERS: Final = 4
 """Offers kept of a peer's present life: previous, current, next, and one on its way."""
 
 UNOPENED: Final = 4
-"""Records kept of an author whose offers are not held yet: an old one that comes again must not
-push out the one that waits for its offer."""
-STRANGERS: Final = 4096
-"""Hosts without a flow to this one whose records are kept, for the policy that brings one."""
+"""Records kept of an author whose offers are not held yet, together no longer than one may be: an
+old one that comes again must not push out the one that waits for its offer."""
+STRANGERS: Final = 1024
+"""Hosts without a flow to this one whose offers are kept, for the policy that brings one."""
 SAID: Final = 256
 """Own records of which it is known what they said, per peer; a peer is away for long, or reads."""
 
@@ -153,11 +153,11 @@ class PostRoom:
             match parse_path(record.path):
                 case OfferPath(host):
                     offers[host] = record
-                case ConfirmationPath(reader, author) if reader == self._host:
-                    self._keep(author, record, known=author in peers)
+                case ConfirmationPath(reader, author) if reader == self._host and author in peers:
+                    self._keep(author, record)
                     touched.add(author)
                 case ConfirmationPath():
-                    continue
+                    continue  # who is no peer yet will speak again when it hears of us
         for host, record in offers.items():
             if host not in peers and host != self._host:
                 if len(self._strangers) < STRANGERS or host in self._strangers:
@@ -165,17 +165,17 @@ class PostRoom:
             elif found := self._take_offer(host, record):
                 news += found
                 touched.add(host)
-        for author in sorted(touched & peers):
+        for author in sorted(touched):
             news += self._open(author)
         return news
 
-    def _keep(self, author: HostName, record: Record, *, known: bool) -> None:
+    def _keep(self, author: HostName, record: Record) -> None:
         """Records to open when their offers are there, oldest first."""
         waiting = self._unopened.get(author, ())
-        if not known and not waiting and len(self._unopened) >= STRANGERS:
-            return
-        others = tuple(one for one in waiting if one.body != record.body)
-        self._unopened[author] = (*others, record)[-UNOPENED:]
+        kept = (*(one for one in waiting if one.body != record.body), record)[-UNOPENED:]
+        while len(kept) > 1 and sum(len(one.body) for one in kept) > CONFIRMATION_LIMIT:
+            kept = kept[1:]
+        self._unopened[author] = kept
 
     def reopen(self, peers: frozenset[HostName]) -> list[News]:
         """Try again the records that named offers not held when they came."""
