@@ -20,6 +20,10 @@ class Alarms(Generic[K]):
         self._heap: list[tuple[Instant, int, K]] = []
         self._order = 0
 
+    def __len__(self) -> int:
+        """Deadlines kept, with those that were replaced and wait to be dropped."""
+        return len(self._heap)
+
     def put(self, key: K, deadline: Deadline | None) -> None:
         """Set, move or (None) cancel the deadline of a key."""
         if deadline is None:
