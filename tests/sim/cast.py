@@ -66,7 +66,9 @@ def policy(
     lines = ["version: 1", "hosts:"]
     for number in range(hosts):
         six = f", 2001:db8::{number + 1:x}" if both_families else ""
-        lines.append(f"  h{number}: {{address: [192.0.2.{number + 1}{six}]}}")
+        lines.append(
+            f"  h{number}: {{address: [192.0.{2 + number // 250}.{1 + number % 250}{six}]}}"
+        )
     limit = "" if hard is None else f", hard: {hard}"
     lines += ["defaults:", f"  rekey: {{after: {after}{limit}}}", "flows:"]
     lines += [

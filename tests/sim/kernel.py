@@ -95,7 +95,7 @@ class FakeKernel:
         """Rises with every change of the SAD or SPD."""
         self.spd_version = 0
         """Rises with every change of the SPD."""
-        self._expiry: tuple[int, Instant | None] = (-1, None)
+        self._due: Instant | None = None
         self._rulings: dict[SpDirection, dict[Packet, Sp | None]] = {}
 
     # The port
@@ -155,6 +155,7 @@ class FakeKernel:
                 key = hashlib.sha256(sa.key.reveal()).digest()
                 self.installed_keys.append((sa.id, key))
                 self._sas[sa.id] = Held(replace(sa, key=None), key, self._now())
+                self._watch(self._sas[sa.id])
                 self._tell(SaAdded(sa.id, sa.reqid), ours)
             case RemoveSa(sa_id):
                 held = self._sas.pop(sa_id, None)
@@ -214,6 +215,8 @@ class FakeKernel:
     def expire(self) -> None:
         """Soft and hard lifetimes by time (xfrm_timer_handler)."""
         now = self._now()
+        if self._due is None or self._due > now:
+            return
         for sa_id, held in list(self._sas.items()):
             life = held.sa.lifetimes
             if _over(held, life.hard_seconds, now):
@@ -222,6 +225,10 @@ class FakeKernel:
             elif _over(held, life.soft_seconds, now) and not held.dying:
                 held.dying = True
                 self._tell(SoftExpired(sa_id, held.sa.reqid), False)
+
+        self._due = None
+        for held in self._sas.values():
+            self._watch(held)
 
     def expiring(self) -> list[SaId]:
         """SAs that are at their end by time and still there."""
@@ -233,22 +240,19 @@ class FakeKernel:
         ]
 
     def next_expiry(self) -> Instant | None:
-        """When the next SA reaches a limit by time."""
-        if self._expiry[0] != self.version:
-            self._expiry = (self.version, self._earliest())
-        return self._expiry[1]
+        """When an SA may reach a limit by time: never later than it does."""
+        return self._due
 
-    def _earliest(self) -> Instant | None:
-        times = [
-            Instant(held.added_at + limit)
-            for held in self._sas.values()
-            for limit in (
-                held.sa.lifetimes.hard_seconds,
-                None if held.dying else held.sa.lifetimes.soft_seconds,
-            )
-            if limit is not None
-        ]
-        return min(times, default=None)
+    def _watch(self, held: Held) -> None:
+        """Its limits are limits from now on."""
+        limits = (
+            held.sa.lifetimes.hard_seconds,
+            None if held.dying else held.sa.lifetimes.soft_seconds,
+        )
+        for limit in limits:
+            if limit is not None:
+                at = Instant(held.added_at + limit)
+                self._due = at if self._due is None else min(self._due, at)
 
     def _may_carry(self, held: Held) -> bool:
         """Soft and hard limits by packets, then count (xfrm_state_check_expire)."""
@@ -336,6 +340,7 @@ class FakeKernel:
             larval=True,
         )
         self._sas[sa_id] = Held(larval, b"", self._now())
+        self._watch(self._sas[sa_id])
         selector = Selector(ipaddress.ip_network(packet.src), ipaddress.ip_network(packet.dst))
         self._tell(Acquired(selector, template.src, template.dst, template.reqid), False)
 
