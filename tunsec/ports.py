@@ -7,9 +7,11 @@ from typing import Protocol
 
 from tunsec.model.aead import AeadSpeed as AeadSpeed
 from tunsec.model.clock import Instant, WallTime
-from tunsec.model.errors import Refused
+from tunsec.model.errors import Refused, TunsecError
 from tunsec.model.flow import Kind
 from tunsec.model.guard import Guard, GuardDrops
+from tunsec.model.ike import IkeConnection
+from tunsec.model.ike_sa import IkeRef, IkeSa
 from tunsec.model.names import Address
 from tunsec.model.sa import Sa, SaId
 from tunsec.model.secret import Secret
@@ -114,6 +116,40 @@ class Directory(Protocol):
 
     def withdraw(self, paths: Sequence[str], *, done: Callable[[Exception | None], None]) -> None:
         """Delete records; that one is not there is no error."""
+        ...
+
+
+Done = Callable[[TunsecError | None], None]
+"""Called once, later: None for success."""
+
+
+class Ike(Protocol):
+    """charon. Commands are carried out one after the other; each answers later, by callback, with
+    Unavailable (no charon, no answer) or Refused (its words) when it failed."""
+
+    def load(self, connection: IkeConnection, *, done: Done) -> None:
+        """Load a connection, or replace the one of its name; SAs that are up stay as they are."""
+        ...
+
+    def unload(self, name: str, *, done: Done) -> None:
+        """Forget a connection of ours; its SAs stay. That it is not there is an error."""
+        ...
+
+    def initiate(self, connection: str, child: str, *, done: Done) -> None:
+        """Begin to make a CHILD_SA, and an IKE_SA before it where there is none of just this
+        configuration; events tell what becomes of it."""
+        ...
+
+    def sas(self, *, done: Callable[[Sequence[IkeSa] | TunsecError], None]) -> None:
+        """All IKE_SAs with their CHILD_SAs, ours and foreign."""
+        ...
+
+    def terminate_child(self, ike: IkeRef, child_id: int, *, done: Done) -> None:
+        """Begin to delete a CHILD_SA."""
+        ...
+
+    def terminate_ike(self, ike: IkeRef, *, done: Done) -> None:
+        """Delete an IKE_SA with its CHILD_SAs, whether the peer answers or not."""
         ...
 
 

@@ -24,8 +24,8 @@ from tunsec.model.ike_sa import (
     Algorithms,
     CharonStats,
     CharonVersion,
-    ChildSa,
     IkeEvent,
+    IkeRef,
     IkeSa,
     LoadedConnection,
 )
@@ -210,21 +210,23 @@ class Charon:
         message = requests.encode_initiate(ike=ike, child=child, timeout_ms=int(seconds * 1000))
         return self._patient.ask(partial(self._wait_for, what, "initiate", message, seconds))
 
-    def rekey_child(self, ike: IkeSa, child: ChildSa) -> asyncio.Future[None]:
+    def rekey_child(self, ike: IkeRef, child_id: int) -> asyncio.Future[None]:
         """Begin to replace a CHILD_SA; ChildRekeyed tells when it is done."""
-        return self._on_sa(f"rekeying {child.name}", "rekey", ike, {"child-id": str(child.id)})
+        what = f"rekeying CHILD_SA #{child_id} of {ike.name}"
+        return self._on_sa(what, "rekey", ike, {"child-id": str(child_id)})
 
-    def rekey_ike(self, ike: IkeSa, *, reauth: bool = False) -> asyncio.Future[None]:
+    def rekey_ike(self, ike: IkeRef, *, reauth: bool = False) -> asyncio.Future[None]:
         """Begin to replace an IKE_SA, with new proof of identity when `reauth`."""
         message: Message = {"ike-id": str(ike.id), "reauth": "yes" if reauth else "no"}
         return self._on_sa(f"rekeying {ike.name}", "rekey", ike, message)
 
-    def terminate_child(self, ike: IkeSa, child: ChildSa) -> asyncio.Future[None]:
+    def terminate_child(self, ike: IkeRef, child_id: int) -> asyncio.Future[None]:
         """Begin to delete a CHILD_SA."""
-        message: Message = {"child-id": str(child.id), "timeout": "-1"}
-        return self._on_sa(f"terminating {child.name}", "terminate", ike, message)
+        message: Message = {"child-id": str(child_id), "timeout": "-1"}
+        what = f"terminating CHILD_SA #{child_id} of {ike.name}"
+        return self._on_sa(what, "terminate", ike, message)
 
-    def terminate_ike(self, ike: IkeSa, *, force: bool = False) -> asyncio.Future[None]:
+    def terminate_ike(self, ike: IkeRef, *, force: bool = False) -> asyncio.Future[None]:
         """Begin to delete an IKE_SA with its CHILD_SAs; `force` does not wait for the peer."""
         message: Message = {
             "ike-id": str(ike.id),
@@ -257,7 +259,9 @@ class Charon:
 
         return self._prompt.ask(job)
 
-    def _on_sa(self, what: str, command: str, ike: IkeSa, message: Message) -> asyncio.Future[None]:
+    def _on_sa(
+        self, what: str, command: str, ike: IkeRef, message: Message
+    ) -> asyncio.Future[None]:
         """A command on an IKE_SA or one of its children, if it still is the one that is meant.
 
         charon counts ids from 1 after each start, so an old one may be another program's by now.
@@ -266,9 +270,7 @@ class Charon:
 
         def job(vici: ViciSocket) -> None:
             found = self._list_sas({"ike-id": str(ike.id)}, vici)
-            if not any(
-                (sa.name, sa.initiator_spi) == (ike.name, ike.initiator_spi) for sa in found
-            ):
+            if not any(sa.ref == ike for sa in found):
                 raise Refused(what, reason=f"IKE_SA {ike.name} #{ike.id} is gone")
             self._succeed(vici, what, command, message)
 

@@ -88,6 +88,15 @@ class ChildSa:
 
 
 @dataclass(frozen=True, slots=True)
+class IkeRef:
+    """Which IKE_SA is meant: charon counts ids from 1 after each start, so its SPI belongs to it."""
+
+    name: str
+    id: int
+    initiator_spi: int
+
+
+@dataclass(frozen=True, slots=True)
 class IkeSa:
     """An authenticated parent (or one on its way); `name` is its configuration's."""
 
@@ -116,6 +125,11 @@ class IkeSa:
     tasks: tuple[str, ...]
     """What it is at, queued or active."""
     children: tuple[ChildSa, ...]
+
+    @property
+    def ref(self) -> IkeRef:
+        """How it is named in a request."""
+        return IkeRef(self.name, self.id, self.initiator_spi)
 
 
 @dataclass(frozen=True, slots=True)

@@ -296,7 +296,7 @@ class Pair:
             if child.id != but.id
         ]
         for ike, child in old:
-            await self.a.ike.terminate_child(ike, child)
+            await self.a.ike.terminate_child(ike.ref, child.id)
         await self.a.wait_event(ChildEnded, after=after, count=len(old))
 
 

@@ -76,7 +76,7 @@ async def terminate_older(side: Side, version: int) -> None:
     found = sorted(await side.ike.sas(ike=connection_name(version)), key=lambda ike: ike.id)
     for ike in found[:-1]:
         after = len(side.told)
-        await side.ike.terminate_ike(ike, force=True)
+        await side.ike.terminate_ike(ike.ref, force=True)
         await side.wait_event(IkeEnded, after=after)
 
 
@@ -197,7 +197,7 @@ def test_a_peer_that_is_gone_is_found_within_five_seconds(lab: Lab, watch: LeakW
                 assert time.monotonic() - cut_at < 6.0
             await no_sas(a)
             with pytest.raises(Refused, match="is gone"):
-                await a.ike.rekey_ike(listed[0])
+                await a.ike.rekey_ike(listed[0].ref)
 
     asyncio.run(scenario())
 

@@ -42,7 +42,7 @@ def test_make_before_break_loses_nothing(lab: Lab, watch: LeakWatch) -> None:
                     for version in FAMILIES:
                         before = [len(side.told) for side in pair.sides]
                         ike = await live(pair.a, version)
-                        await pair.a.ike.rekey_ike(ike)
+                        await pair.a.ike.rekey_ike(ike.ref)
                         for side, after in zip(pair.sides, before, strict=True):
                             await side.wait_event(IkeRekeyed, after=after)
             for probe in (one, two, three):
