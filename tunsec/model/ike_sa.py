@@ -89,7 +89,7 @@ class ChildSa:
 
 @dataclass(frozen=True, slots=True)
 class IkeRef:
-    """Which IKE_SA is meant: charon counts ids from 1 after each start, so its SPI belongs to it."""
+    """Which IKE_SA is meant. charon counts ids from 1 after each start: the SPI makes it one."""
 
     name: str
     id: int
