@@ -53,6 +53,8 @@ class SeenIke:
 
     id: int
     own: bool
+    age: float = 0.0
+    """Seconds since it was established."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,8 @@ class SeenChild:
     spi_out: Spi
     aead: Aead | None
     ignored: str = ""
+    age: float = 0.0
+    """Seconds since it was installed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,566 @@
+"""The IKE flow machine: one child whose SAs charon makes and whose SPs are ours.
+
+Each host initiates the CHILD_SA on which it sends. charon answers such a request when its inbound
+SA is in the kernel, so the initiator may send at once: receiver first (law 2) is IKE's own order,
+and hosts need no word of each other beyond it. Nothing is ever rekeyed at the same time by both.
+The other half of a CHILD_SA is spare: this host sends on the peer's when its own died with a charon
+that crashed, and not before something has come in on it.
+
+A CHILD_SA as this host sees it::
+
+    INSTALLED --pinned--> ACTIVE --another is pinned--> REKEYED --idle--> DELETING --> gone
+    REKEYED --its successor died--> ACTIVE
+    one of the peer's: ACTIVE --another is pinned--> INSTALLED, for the peer ends it
+
+SAs in the kernel that no charon keeps (strays: of a crashed charon, of an earlier life, of another
+keying) carry the flow until there are others, and go when nobody uses them any more.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Final
+
+from tunsec.machines.backoff import backoff
+from tunsec.machines.flow import Phase, inbound_drain, outbound_drain
+from tunsec.machines.ike_facts import SeenChild, Stray
+from tunsec.machines.table import Table
+from tunsec.model.aead import Aead
+from tunsec.model.clock import Instant, Seconds
+from tunsec.model.flow import Child
+from tunsec.model.names import Spi
+
+SLOTS: Final = 2
+"""CHILD_SAs of one sender at a time: one in use, and its predecessor or successor."""
+SETTLED_AFTER: Final = Seconds(1.0)
+"""A CHILD_SA of the peer that is this old stands at both ends: the peer has had its answer, or has
+asked again."""
+HEAR_EVERY: Final = Seconds(0.02)
+"""How often we look whether something came in on the peer's CHILD_SA, while we need it."""
+ONE_WAY: Final = Seconds(3.0)
+"""After this long a flow counts as protected though the peer has no CHILD_SA of its own: it may be
+a charon without tunsec, which sends on ours."""
+SHORT_LIVED: Final = Seconds(10.0)
+"""A CHILD_SA that ends younger than this is no success: the next try waits."""
+DELETE_AGAIN: Final = Seconds(5.0)
+"""When charon is asked again to delete a CHILD_SA of whose end it has not told."""
+LOOK_AFTER: Final = Seconds(1.0)
+"""charon does not tell of an attempt that failed: we look."""
+ATTEMPT_LIMIT: Final = Seconds(15.0)
+"""Longest attempt: charon gives a peer up long before, with our drop-in."""
+VOLUME_LOOKS: Final = 8
+"""Looks at the volume of an SA until its soft limit, at the pace it has."""
+VOLUME_SOONEST: Final = Seconds(1.0)
+VOLUME_LATEST: Final = Seconds(30.0)
+
+
+class ChildState(StrEnum):
+    """Where a CHILD_SA is in its life, for this host."""
+
+    INSTALLED = "INSTALLED"
+    ACTIVE = "ACTIVE"
+    REKEYED = "REKEYED"
+    DELETING = "DELETING"
+
+
+class ChildFact(StrEnum):
+    """What can happen to a CHILD_SA."""
+
+    PINNED = "our SPs pin its outbound SA"
+    SUCCEEDED = "another one of its sender took over"
+    LEFT = "our SPs pin another one; it is the peer's to end"
+    IDLE = "nothing comes in on it any more"
+
+
+CHILD: Final = Table(
+    "CHILD_SA",
+    {
+        (ChildState.INSTALLED, ChildFact.PINNED): ChildState.ACTIVE,
+        (ChildState.INSTALLED, ChildFact.SUCCEEDED): ChildState.REKEYED,
+        (ChildState.ACTIVE, ChildFact.SUCCEEDED): ChildState.REKEYED,
+        (ChildState.ACTIVE, ChildFact.LEFT): ChildState.INSTALLED,
+        (ChildState.REKEYED, ChildFact.PINNED): ChildState.ACTIVE,
+        (ChildState.REKEYED, ChildFact.IDLE): ChildState.DELETING,
+    },
+    {
+        (ChildState.ACTIVE, ChildFact.PINNED): "the SPs are put again",
+        (ChildState.INSTALLED, ChildFact.LEFT): "it was never pinned",
+        (ChildState.REKEYED, ChildFact.SUCCEEDED): "two successors in a row",
+        (ChildState.REKEYED, ChildFact.LEFT): "the peer replaced it meanwhile",
+        (ChildState.DELETING, ChildFact.SUCCEEDED): "two successors in a row",
+        (ChildState.DELETING, ChildFact.LEFT): "it is on its way out anyway",
+        (ChildState.DELETING, ChildFact.IDLE): "its end was ordered and is not told yet",
+    },
+)
+
+
+_ENDING: Final = (ChildState.REKEYED, ChildState.DELETING)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldChild:
+    """A CHILD_SA that charon keeps and whose SAs the kernel holds as asked."""
+
+    ike: int
+    id: int
+    own: bool
+    """This host sends on it; else the peer does."""
+    slot: int
+    spi_in: Spi
+    spi_out: Spi
+    aead: Aead | None
+    since: Instant
+    state: ChildState = ChildState.INSTALLED
+    heard: bool = False
+    """Something has come in on it, so the peer has its SAs too."""
+    check_at: Instant | None = None
+    """When its inbound SA is looked at."""
+    packets: int | None = None
+    """Packets its inbound SA had carried when last looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class StraySa:
+    """An SA in the kernel of which charon knows nothing, or (not `certain`) not yet."""
+
+    spi: Spi
+    inbound: bool
+    aead: Aead | None
+    certain: bool = False
+    check_at: Instant | None = None
+    packets: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """charon was asked for a CHILD_SA and has not told of it."""
+
+    slot: int
+    since: Instant
+    look_at: Instant
+
+
+@dataclass(frozen=True, slots=True)
+class IkeFlow:
+    """A child and what charon and the kernel have of it."""
+
+    child: Child
+    held: tuple[HeldChild, ...] = ()
+    """Oldest first."""
+    strays: tuple[StraySa, ...] = ()
+    pinned: Spi | None = None
+    """The outbound SA that the SPs name."""
+    pinned_at: Instant | None = None
+    attempt: Attempt | None = None
+    retry_at: Instant | None = None
+    failures: int = 0
+    reason: str = ""
+    """Why the last attempt failed, in charon's words."""
+    rekey_at: Instant | None = None
+    volume_at: Instant | None = None
+    """When the volume of the SA in use is looked at."""
+    volume: tuple[Instant, int, int] | None = None
+    """That look's instant, bytes and packets."""
+    rekeys: int = 0
+    taken: bool = False
+    """Another keying has the outbound SPs: nothing new is made, what is there drains."""
+
+    @property
+    def active(self) -> HeldChild | None:
+        """The CHILD_SA on which we send."""
+        return next((one for one in self.held if one.spi_out == self.pinned), None)
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing of it is left."""
+        return not self.held and not self.strays
+
+    def phase(self, now: Instant) -> Phase:
+        """What the SAs amount to."""
+        if self.pinned is None:
+            return Phase.KEYING if self.held or self.attempt else Phase.BLOCKED
+        if not self._two_way(now):
+            return Phase.KEYING
+        theirs = [one for one in self.held if not one.own]
+        ours = [one for one in self.held if one.own]
+        if self.strays or self.attempt or len(ours) != 1 or len(theirs) > 1:
+            return Phase.REKEYING
+        return Phase.INSTALLED
+
+    def two_way_at(self) -> Instant | None:
+        """When one CHILD_SA alone will count as both directions; None when it need not."""
+        active = self.active
+        if active is None or self._has_inbound():
+            return None
+        return Instant(active.since + ONE_WAY)
+
+    def _two_way(self, now: Instant) -> bool:
+        at = self.two_way_at()
+        return self._has_inbound() or (at is not None and at <= now)
+
+    def _has_inbound(self) -> bool:
+        return any(not one.own or one.heard for one in self.held) or any(
+            stray.inbound for stray in self.strays
+        )
+
+
+# What may be sent on
+
+
+def best_outbound(flow: IkeFlow, doubted: frozenset[int], now: Instant) -> Spi | None:
+    """The outbound SA that the SPs should pin; `doubted` are IKE_SAs that the peer may have lost.
+
+    Own before the peer's, what is not doubted before what is, new before old; a stray only where
+    it is pinned already.
+    """
+    found = [
+        (one.ike not in doubted, one.own, one.since, one.spi_out)
+        for one in flow.held
+        if one.state is not ChildState.DELETING and (one.own or stands(one, now))
+    ]
+    if found:
+        return max(found)[3]
+    if any(stray.spi == flow.pinned and not stray.inbound for stray in flow.strays):
+        return flow.pinned
+    return None
+
+
+def stands(one: HeldChild, now: Instant) -> bool:
+    """Whether a CHILD_SA of the peer stands at both ends."""
+    return one.heard or now >= one.since + SETTLED_AFTER
+
+
+def needs_own(flow: IkeFlow, doubted: frozenset[int], now: Instant) -> bool:
+    """Whether charon must make the CHILD_SA on which we send."""
+    due = flow.rekey_at is not None and flow.rekey_at <= now
+    return due or lacks_own(flow, doubted)
+
+
+def lacks_own(flow: IkeFlow, doubted: frozenset[int]) -> bool:
+    """Whether there is no CHILD_SA of ours that can be relied on."""
+    return not any(
+        one.own
+        and one.ike not in doubted
+        and one.state in (ChildState.INSTALLED, ChildState.ACTIVE)
+        for one in flow.held
+    )
+
+
+def free_slot(flow: IkeFlow) -> int | None:
+    """A slot of ours without a CHILD_SA."""
+    taken = {one.slot for one in flow.held if one.own}
+    return next((slot for slot in range(SLOTS) if slot not in taken), None)
+
+
+# What happens
+
+
+def add_child(flow: IkeFlow, seen: SeenChild, *, since: Instant) -> IkeFlow:
+    """A CHILD_SA is there; strays turn out to be its SAs."""
+    one = HeldChild(
+        seen.ike,
+        seen.id,
+        seen.own,
+        seen.slot,
+        seen.spi_in,
+        seen.spi_out,
+        seen.aead,
+        since,
+        ChildState.ACTIVE if seen.spi_out == flow.pinned else ChildState.INSTALLED,
+    )
+    held = sorted((*flow.held, one), key=lambda held: held.since)
+    spis = {(seen.spi_in, True), (seen.spi_out, False)}
+    strays = tuple(stray for stray in flow.strays if (stray.spi, stray.inbound) not in spis)
+    return replace(flow, held=tuple(held), strays=strays)
+
+
+def own_is_up(flow: IkeFlow, slot: int, *, since: Instant, fraction: float) -> IkeFlow:
+    """What was asked for is there: the next rekey is drawn."""
+    rule = flow.child.rekey
+    attempt = flow.attempt
+    if attempt is not None and attempt.slot == slot:
+        attempt = None
+    lasted = any(one.own and one.since + SHORT_LIVED <= since for one in flow.held)
+    return replace(
+        flow,
+        attempt=attempt,
+        retry_at=None,
+        failures=0 if lasted else flow.failures,
+        reason="",
+        rekey_at=Instant(since + rule.after * (1 - rule.jitter * fraction)),
+    )
+
+
+def pin(flow: IkeFlow, spi: Spi, now: Instant) -> IkeFlow:
+    """The SPs name this SA."""
+    before = flow.active
+    held = tuple(_pinned(one, spi, flow, now) for one in flow.held)
+    strays = tuple(
+        replace(stray, check_at=Instant(now + outbound_drain(flow.child)))
+        if not stray.inbound and stray.spi == flow.pinned != spi
+        else stray
+        for stray in flow.strays
+    )
+    after = next((one for one in held if one.spi_out == spi), None)
+    rekeyed = before is not None and after is not None and before.own and after.own
+    return replace(
+        flow,
+        held=held,
+        strays=strays,
+        pinned=spi,
+        pinned_at=now,
+        volume_at=Instant(now + VOLUME_SOONEST) if _has_volume(flow.child) else None,
+        volume=None,
+        rekeys=flow.rekeys + (1 if rekeyed and before is not after else 0),
+    )
+
+
+def _pinned(one: HeldChild, spi: Spi, flow: IkeFlow, now: Instant) -> HeldChild:
+    if one.spi_out == spi:
+        return replace(one, state=CHILD.next(one.state, ChildFact.PINNED), check_at=None)
+    if not one.own:
+        return replace(one, state=CHILD.next(one.state, ChildFact.LEFT))
+    return _superseded(one, flow, now)
+
+
+def _superseded(one: HeldChild, flow: IkeFlow, now: Instant) -> HeldChild:
+    """It drains: the peer may still send on it, and a packet of ours may hold a route to it."""
+    return replace(
+        one,
+        state=CHILD.next(one.state, ChildFact.SUCCEEDED),
+        check_at=one.check_at or Instant(now + _drain(flow)),
+    )
+
+
+def _drain(flow: IkeFlow) -> Seconds:
+    return max(inbound_drain(flow.child), outbound_drain(flow.child))
+
+
+def unpin(flow: IkeFlow) -> IkeFlow:
+    """The SPs are gone: the block SPs hold the flow."""
+    return replace(flow, pinned=None, pinned_at=None, volume_at=None, volume=None)
+
+
+def take(flow: IkeFlow, now: Instant) -> IkeFlow:
+    """Another keying pins: what is there drains, at the pace of the peer's own move."""
+    held = tuple(_superseded(one, flow, now) if one.own else one for one in flow.held)
+    strays = tuple(
+        replace(stray, certain=True, check_at=Instant(now + _drain(flow))) for stray in flow.strays
+    )
+    return replace(
+        unpin(flow),
+        held=held,
+        strays=strays,
+        attempt=None,
+        retry_at=None,
+        rekey_at=None,
+        taken=True,
+    )
+
+
+def supersede_older_of_peer(flow: IkeFlow, doubted: frozenset[int], now: Instant) -> IkeFlow:
+    """CHILD_SAs of the peer on doubted IKE_SAs that have a younger sister: nobody ends them but us,
+    if the peer has lost them."""
+    theirs = [one for one in flow.held if not one.own]
+    newest = theirs[-1] if theirs else None
+    return replace(
+        flow,
+        held=tuple(
+            _superseded(one, flow, now)
+            if one in theirs
+            and one is not newest
+            and one.ike in doubted
+            and one.state is ChildState.INSTALLED
+            else one
+            for one in flow.held
+        ),
+    )
+
+
+def drop_child(flow: IkeFlow, gone: HeldChild, now: Instant, fraction: float) -> IkeFlow:
+    """A CHILD_SA is gone; one of ours that ended early makes the next try wait."""
+    left = tuple(one for one in flow.held if one is not gone)
+    flow = replace(flow, held=left)
+    if gone.own and gone.state is not ChildState.DELETING and now < gone.since + SHORT_LIVED:
+        return failed(flow, "the CHILD_SA ended as soon as it was up", now, fraction)
+    if gone.own and gone.state is ChildState.ACTIVE:
+        return replace(flow, rekey_at=None, failures=0)
+    return flow
+
+
+def lose_sa(flow: IkeFlow, spi: Spi, *, inbound: bool, now: Instant, fraction: float) -> IkeFlow:
+    """An SA left the kernel: the CHILD_SA it belonged to is of no more use."""
+    flow = replace(
+        flow,
+        strays=tuple(
+            stray for stray in flow.strays if (stray.spi, stray.inbound) != (spi, inbound)
+        ),
+    )
+    for one in flow.held:
+        if spi == (one.spi_in if inbound else one.spi_out):
+            flow = drop_child(flow, one, now, fraction)
+    return flow
+
+
+def into_strays(flow: IkeFlow) -> IkeFlow:
+    """Whether charon keeps the CHILD_SAs is unknown: what stands in the kernel stands."""
+    found = [
+        stray
+        for one in flow.held
+        for stray in (
+            StraySa(one.spi_in, True, one.aead),
+            StraySa(one.spi_out, False, one.aead),
+        )
+    ]
+    return replace(
+        flow, held=(), strays=(*flow.strays, *found), attempt=None, retry_at=None, failures=0
+    )
+
+
+def judge_strays(flow: IkeFlow, strays: Iterable[Stray]) -> IkeFlow:
+    """charon has told what it keeps: the others are strays for certain, if they are still there."""
+    known = {(stray.spi, stray.inbound): stray for stray in flow.strays}
+    return replace(
+        flow,
+        strays=tuple(
+            replace(
+                known.get(
+                    (found.spi, found.inbound), StraySa(found.spi, found.inbound, found.aead)
+                ),
+                certain=True,
+            )
+            for found in strays
+            if found.child == flow.child.id
+        ),
+    )
+
+
+def failed(flow: IkeFlow, reason: str, now: Instant, fraction: float) -> IkeFlow:
+    """No CHILD_SA came of it: the next try waits."""
+    failures = flow.failures + 1
+    return replace(
+        flow,
+        attempt=None,
+        failures=failures,
+        reason=reason,
+        retry_at=Instant(now + backoff(failures, fraction)),
+    )
+
+
+# What is looked at
+
+
+def inbound_stays_used(flow: IkeFlow) -> bool:
+    """Whether the peer has something newer to send on than a stray: its own CHILD_SA, or ours on
+    which something came in. When another keying has the flow, idleness alone decides."""
+    return flow.taken or any(not one.own or one.heard for one in flow.held)
+
+
+def schedule_looks(flow: IkeFlow, doubted: frozenset[int], now: Instant) -> IkeFlow:
+    """Set the instants at which SAs must be looked at, where there are none yet."""
+    wanting = not flow.taken and lacks_own(flow, doubted)
+    held = tuple(
+        replace(one, check_at=Instant(now + HEAR_EVERY))
+        if not one.own
+        and one.check_at is None
+        and one.state is ChildState.INSTALLED
+        and wanting
+        and not stands(one, now)
+        else one
+        for one in flow.held
+    )
+    drained = Instant(now + _drain(flow))
+    strays = tuple(
+        replace(stray, check_at=drained)
+        if stray.certain
+        and stray.check_at is None
+        and (inbound_stays_used(flow) if stray.inbound else stray.spi != flow.pinned)
+        else stray
+        for stray in flow.strays
+    )
+    return replace(flow, held=held, strays=strays)
+
+
+def due_looks(flow: IkeFlow, now: Instant) -> tuple[tuple[Spi, bool], ...]:
+    """(SPI, inbound) of SAs to look at now."""
+    looks = [(one.spi_in, True) for one in flow.held if _due(one.check_at, now)]
+    looks += [
+        (stray.spi, True) for stray in flow.strays if stray.inbound and _due(stray.check_at, now)
+    ]
+    if flow.pinned is not None and _due(flow.volume_at, now):
+        looks.append((flow.pinned, False))
+    return tuple(looks)
+
+
+def looked(flow: IkeFlow, now: Instant) -> IkeFlow:
+    """Those looks are ordered; the next ones come later."""
+    later = Instant(now + _drain(flow))
+    return replace(
+        flow,
+        held=tuple(
+            replace(one, check_at=later if one.state in _ENDING else None)
+            if _due(one.check_at, now)
+            else one
+            for one in flow.held
+        ),
+        strays=tuple(
+            replace(stray, check_at=later) if stray.inbound and _due(stray.check_at, now) else stray
+            for stray in flow.strays
+        ),
+        volume_at=Instant(now + VOLUME_LATEST) if _due(flow.volume_at, now) else flow.volume_at,
+    )
+
+
+def drained_outbound_strays(flow: IkeFlow, now: Instant) -> tuple[StraySa, ...]:
+    """Outbound strays that no packet can hold any more."""
+    return tuple(
+        stray
+        for stray in flow.strays
+        if not stray.inbound and stray.spi != flow.pinned and _due(stray.check_at, now)
+    )
+
+
+def note_inbound(one: HeldChild, packets: int, now: Instant) -> HeldChild:
+    """What the inbound SA has carried: a superseded one that fell idle is to be deleted."""
+    one = replace(one, heard=one.heard or packets > 0, packets=packets, state=_idle(one, packets))
+    if one.state is ChildState.DELETING:
+        return replace(one, check_at=Instant(now + DELETE_AGAIN))
+    return one
+
+
+def _idle(one: HeldChild, packets: int) -> ChildState:
+    idle = one.state is ChildState.REKEYED and one.packets == packets
+    return CHILD.next(one.state, ChildFact.IDLE) if idle else one.state
+
+
+def note_volume(flow: IkeFlow, *, volume: int, packets: int, now: Instant) -> IkeFlow:
+    """What the SA in use has carried: a rekey at the soft limit, the next look in good time."""
+    rule = flow.child.rekey
+    if _over(volume, rule.soft_bytes) or _over(packets, rule.soft_packets):
+        return replace(flow, rekey_at=now, volume_at=None)
+    wait: Seconds = VOLUME_LATEST
+    if flow.volume is not None:
+        at, bytes_then, packets_then = flow.volume
+        for limit, then, have in (
+            (rule.soft_bytes, bytes_then, volume),
+            (rule.soft_packets, packets_then, packets),
+        ):
+            if limit is not None and have > then:
+                left = (limit - have) * (now - at) / (have - then)
+                wait = Seconds(min(wait, left / VOLUME_LOOKS))
+    else:
+        wait = VOLUME_SOONEST
+    again = Instant(now + max(VOLUME_SOONEST, wait))
+    return replace(flow, volume_at=again, volume=(now, volume, packets))
+
+
+def _has_volume(child: Child) -> bool:
+    return child.rekey.soft_bytes is not None or child.rekey.soft_packets is not None
+
+
+def _over(have: int, limit: int | None) -> bool:
+    return limit is not None and have >= limit
+
+
+def _due(at: Instant | None, now: Instant) -> bool:
+    return at is not None and at <= now
