@@ -19,12 +19,13 @@ PROBES = 3
 
 
 def nothing_missing_nothing_left(world: World) -> None:
-    """Kernels hold what the machines know, machines hold what the policy wants, memory is free.
+    """Kernels hold what the machines know, machines hold what the policy wants, the directory holds
+    what they say to each other, memory is free.
 
     Raises Broken.
     """
     for host in world.hosts.values():
-        for problem in (*_kernel(world, host), *_memory(world, host)):
+        for problem in (*_kernel(world, host), *_records(world, host), *_memory(world, host)):
             raise Broken(f"{host.name}: {problem}\n{world.tale()}")
     every_child_delivers(world)
 
@@ -80,6 +81,20 @@ def _ids(flow: FlowState) -> list[SaId]:
     ]
 
 
+def _records(world: World, host: SimHost) -> Iterator[str]:
+    engine = host.engine
+    if engine is None:
+        return
+    wanted = {f"confirmations/{peer}/{host.name}" for peer in engine.pairs}
+    if engine.scope.rollover is not None:
+        wanted.add(f"offers/{host.name}")
+    there = world.records_of(host)
+    if missing := wanted - there:
+        yield f"records that are missing: {missing}"
+    if extra := there - wanted:
+        yield f"records that nobody wants: {extra}"
+
+
 def _memory(world: World, host: SimHost) -> Iterator[str]:
     """What the daemon keeps is bounded by the policy, not by what has happened."""
     engine, ring = host.engine, host.ring
@@ -87,6 +102,8 @@ def _memory(world: World, host: SimHost) -> Iterator[str]:
         return
     if ring.private_values != len(engine.offers.offers):
         yield f"{ring.private_values} private keys for {len(engine.offers.offers)} offers"
+    if engine.scope.rollover is None and ring.private_values:
+        yield f"{ring.private_values} private keys of no use"
     peers = [name for name in world.hosts if name != host.name]
     kept = {peer: len(ring.peer_offers(peer)) for peer in peers}
     if max(kept.values()) > MAX_PEER_OFFERS:

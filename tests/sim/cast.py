@@ -91,3 +91,12 @@ def without_flows(intent: Intent, names: Iterable[str]) -> Intent:
     """A policy that no longer names some flows."""
     gone = set(names)
     return replace(intent, flows=tuple(flow for flow in intent.flows if flow.name not in gone))
+
+
+def without_host(intent: Intent, name: str) -> Intent:
+    """A policy in which a host takes part in no flow any more."""
+    left = (
+        replace(flow, hosts=tuple(host for host in flow.hosts if host != name))
+        for flow in intent.flows
+    )
+    return replace(intent, flows=tuple(flow for flow in left if len(flow.hosts) > 1))

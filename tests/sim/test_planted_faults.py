@@ -17,8 +17,10 @@ from tunsec.daemon.install import Installer
 from tunsec.daemon.post import PostRoom
 from tunsec.keying.ring import Keyring
 from tunsec.machines import flow as flows
+from tunsec.machines import offer as offers
 from tunsec.machines.facts import Keyed, PeerConfirmed
 from tunsec.machines.flow import FlowState
+from tunsec.machines.orders import WithdrawOffer
 from tunsec.model.clock import Instant
 from tunsec.model.errors import Bug, Refused
 from tunsec.model.names import ConfirmationSeq, HostName, Spi
@@ -223,6 +225,37 @@ def keeps_every_offer(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Keyring, "forget_peer", lambda self, host, sequence=None: None)
 
 
+def never_takes_a_record_back(patch: pytest.MonkeyPatch) -> None:
+    """What was said stays said."""
+    patch.setattr(Engine, "_drop", lambda self, path: None)
+
+
+def takes_nothing_back_for_an_earlier_life(patch: pytest.MonkeyPatch) -> None:
+    """A daemon that dies before it has withdrawn its word leaves it there for ever."""
+    patch.setattr(Engine, "_withdraw_leftovers", lambda self: None)
+
+
+def takes_back_what_is_wanted(patch: pytest.MonkeyPatch) -> None:
+    """A change of policy takes everything back: what is still true will be said again."""
+    truly = Engine._begin_keying
+
+    def begin_keying(self: Engine) -> None:
+        truly(self)
+        for path in self.post.published_before():
+            self._drop(path)
+
+    patch.setattr(Engine, "_begin_keying", begin_keying)
+
+
+def keeps_private_keys_that_nobody_needs(patch: pytest.MonkeyPatch) -> None:
+    """The last flow goes, and the keys behind the offer may still be of use."""
+
+    def rule_ended(state: offers.OffersState) -> offers.OffersStep:
+        return offers.OffersStep(state, (WithdrawOffer(),))
+
+    patch.setattr(offers, "_rule_ended", rule_ended)
+
+
 FAULTS: dict[Plant, str] = {
     publishes_before_it_installs: "law 2",
     follows_what_nobody_confirmed: "law 2",
@@ -242,6 +275,10 @@ FAULTS: dict[Plant, str] = {
     never_wipes_a_private_key: "private keys",
     knows_no_limit_of_epochs: "inbound SAs",
     keeps_every_offer: "offers of peers pile up",
+    never_takes_a_record_back: "records that nobody wants",
+    takes_nothing_back_for_an_earlier_life: "records that nobody wants",
+    takes_back_what_is_wanted: "records that are missing",
+    keeps_private_keys_that_nobody_needs: "private keys of no use",
 }
 """Each fault, and what must be said of it."""
 

@@ -3,11 +3,12 @@
 import pytest
 
 from tests.sim.aftermath import nothing_missing_nothing_left, weight
-from tests.sim.cast import QUIET, policy, without_flows
+from tests.sim.cast import QUIET, policy, without_flows, without_host
 from tests.sim.host import SimHost
 from tests.sim.strangers import stand_in_the_way
 from tests.sim.stream import Stream
 from tests.sim.world import World
+from tunsec.daemon.engine import FAREWELL
 from tunsec.machines import pair
 from tunsec.machines.flow import MAX_EPOCHS, Phase
 from tunsec.model.event import SoftExpired
@@ -441,6 +442,94 @@ def test_released_is_open_and_managed_again_is_closed() -> None:
         two.world.apply(host, two.world.intent)
     assert two.left.kernel.send(packet) is None
     two.protected_within(SOON)
+
+
+# Hosts that leave
+
+
+def test_a_peer_leaves_the_policy_and_its_records_go_and_it_comes_back() -> None:
+    """Three hosts, one takes part in nothing any more. The other two do not notice."""
+    world = World(1, policy(3, after=QUIET, hard=None))
+    world.run_until(world.settled, 120.0)
+    *stayers, leaver = world.hosts.values()
+    assert world.records_of(leaver) == {"offers/h2", "confirmations/h0/h2", "confirmations/h1/h2"}
+    stream = Stream(world, pause=0.01)
+    world.apply(leaver, without_host(world.intent, "h2"))
+    for host in stayers:
+        world.apply(host, without_host(world.intent, "h2"))
+    stream.start()
+    world.run(FAREWELL + 1.0)
+    assert world.records_of(leaver) == set()
+    assert world.records_of(stayers[0]) == {"offers/h0", "confirmations/h1/h0"}
+    assert leaver.ring is not None
+    assert leaver.ring.private_values == 0
+    assert leaver.ring.pair_secrets == 0
+    nothing_missing_nothing_left(world)
+    for host in world.hosts.values():
+        world.apply(host, world.intent)
+    world.run_until(world.protected, SOON, look=0.01)
+    stream.stop()
+    world.run(0.1)
+    assert stream.probes
+    assert stream.lost == 0
+    world.run_until(world.settled, 120.0, look=1.0)
+    nothing_missing_nothing_left(world)
+
+
+def test_a_peer_that_still_has_the_flow_hears_the_last_word_and_then_sees_no_record() -> None:
+    """h1 alone drops the flow: what h0 has installed stays, and h0 does not call it protected."""
+    two = Two(quiet()).start()
+    two.stream.stop()
+    two.world.apply(two.right, without_flows(two.world.intent, ["overlay0"]))
+    two.world.run(FAREWELL / 2)
+    assert "confirmations/h0/h1" in two.world.directory.records, "a peer that polls may read it yet"
+    two.world.run(FAREWELL)
+    assert two.world.records_of(two.right) == set()
+    assert two.world.records_of(two.left) == {"offers/h0", "confirmations/h1/h0"}
+    assert two.sends(two.left)
+    assert not two.world.protected()
+    two.world.apply(two.right, two.world.intent)
+    two.protected_within(SOON)
+
+
+@pytest.mark.parametrize("span", [0.0, 0.01, FAREWELL - 0.02, FAREWELL, FAREWELL + 0.02])
+def test_a_peer_that_comes_back_while_its_word_goes_has_one_again(span: float) -> None:
+    two = Two(quiet()).start()
+    two.stream.stop()
+    two.world.apply(two.right, without_flows(two.world.intent, ["overlay0"]))
+    two.world.run(span)
+    two.world.apply(two.right, two.world.intent)
+    two.protected_within(SOON)
+    two.world.run_until(two.world.settled, 120.0, look=1.0)
+    nothing_missing_nothing_left(two.world)
+
+
+def test_a_daemon_that_dies_with_its_word_in_the_directory_takes_it_back_when_it_returns() -> None:
+    two = Two(quiet()).start()
+    two.stream.stop()
+    others = two.world.records_of(two.left)
+    two.world.apply(two.right, without_flows(two.world.intent, ["overlay0"]))
+    two.world.crash(two.right)
+    two.world.run(FAREWELL + 1.0)
+    assert two.world.records_of(two.right) == {"offers/h1", "confirmations/h0/h1"}
+    two.world.crash(two.left)
+    two.world.start(two.right)
+    two.world.run(1.0)
+    assert two.world.records_of(two.right) == set()
+    assert two.world.records_of(two.left) == others, "what others wrote is theirs"
+
+
+def test_a_peer_that_leaves_while_the_directory_is_away_is_gone_when_it_is_back() -> None:
+    two = Two(quiet()).start()
+    two.stream.stop()
+    two.world.directory_away(60.0)
+    for host in two.both:
+        two.world.apply(host, without_flows(two.world.intent, ["overlay0"]))
+    two.world.run(59.0)
+    assert two.world.directory.records
+    two.world.run(2.0)
+    assert two.world.directory.records == {}
+    nothing_missing_nothing_left(two.world)
 
 
 # Other programs

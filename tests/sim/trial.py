@@ -1,14 +1,17 @@
 """One trial: a cluster, trouble, healing, and the look at what is left. All of it from a seed."""
 
+import functools
 import random
 from dataclasses import dataclass
 
 from tests.sim.aftermath import nothing_missing_nothing_left
-from tests.sim.cast import QUIET, policy
+from tests.sim.cast import QUIET, policy, without_host
 from tests.sim.chaos import Chaos
+from tests.sim.host import SimHost
 from tests.sim.strangers import move_in, stand_in_the_way
 from tests.sim.stream import Stream
 from tests.sim.world import World
+from tunsec.daemon.engine import FAREWELL
 from tunsec.model.sp import SpDirection
 from tunsec.policy.intent import Intent
 
@@ -50,7 +53,8 @@ def stage(seed: int) -> Stage:
 
 
 def chaos_trial(seed: int) -> World:
-    """Trouble of every kind, then healing; raises with seed and story when something is wrong."""
+    """Trouble of every kind, then healing, then a host that leaves; raises with seed and story when
+    something is wrong."""
     played = stage(seed)
     dice = random.Random(f"trial {seed}")
     world = World(seed, played.intent, start_within=dice.choice([0.5, 1.0, 6.0]))
@@ -78,7 +82,29 @@ def chaos_trial(seed: int) -> World:
         world.apply(host, played.quiet)
     world.run_until(world.settled, SETTLED_WITHIN, look=1.0)
     nothing_missing_nothing_left(world)
+    _one_leaves(world, played.quiet, dice)
+    nothing_missing_nothing_left(world)
     return world
+
+
+def _one_leaves(world: World, intent: Intent, dice: random.Random) -> None:
+    """A policy under which one host takes part in nothing. Some daemons are dead when it comes,
+    some die while their last words are still in the directory."""
+    then = without_host(intent, dice.choice(list(world.hosts)))
+    for host in world.hosts.values():
+        if dice.random() < 0.3:
+            _dies_for_a_moment(world, host, dice)
+        world.apply(host, then)
+        if dice.random() < 0.3:
+            at = dice.uniform(0.0, FAREWELL)
+            world.later(at, functools.partial(_dies_for_a_moment, world, host, dice))
+    world.run(FAREWELL + 3.0)
+    world.run_until(world.settled, SETTLED_WITHIN, look=1.0)
+
+
+def _dies_for_a_moment(world: World, host: SimHost, dice: random.Random) -> None:
+    world.crash(host)
+    world.start_later(host, dice.uniform(0.0, 2.0))
 
 
 def restless_trial(seed: int) -> World:

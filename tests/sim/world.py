@@ -334,12 +334,18 @@ class World:
         return self._all_are(PROTECTED)
 
     def settled(self) -> bool:
-        """Whether every child that can be has one SA each way and nothing in progress, and every
-        host one private key."""
-        return all(
-            host.engine is not None and len(host.engine.offers.offers) == 1
+        """Whether every child that can be has one SA each way and nothing in progress, every host
+        one private key, and the directory all that was written."""
+        return self._all_are((Phase.INSTALLED,)) and all(
+            host.engine.outbox.idle
+            and (host.engine.scope.rollover is None or len(host.engine.offers.offers) == 1)
             for host in self.hosts.values()
-        ) and self._all_are((Phase.INSTALLED,))
+            if host.engine is not None
+        )
+
+    def records_of(self, host: SimHost) -> set[str]:
+        """Paths in the directory of which a host is the author."""
+        return {path for path in self.directory.records if path.split("/")[-1] == host.name}
 
     def _all_are(self, phases: tuple[Phase, ...]) -> bool:
         """Every daemon runs, and has its children in one of these phases."""

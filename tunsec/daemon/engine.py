@@ -19,6 +19,7 @@ from tunsec.daemon.post import News, PostRoom
 from tunsec.daemon.sa_index import SaIndex
 from tunsec.daemon.scope import Scope
 from tunsec.daemon.tally import Tally
+from tunsec.keying.paths import ConfirmationPath, OfferPath
 from tunsec.machines import offer as offers
 from tunsec.machines import outbox, pair
 from tunsec.machines.facts import (
@@ -46,8 +47,9 @@ from tunsec.machines.orders import (
     RemoveInbound,
     RemoveOutbound,
     WantRollover,
+    WithdrawOffer,
 )
-from tunsec.machines.outbox import Delivered, Write
+from tunsec.machines.outbox import Delivered, Withdraw, Write
 from tunsec.model.clock import Deadline, Instant, Seconds
 from tunsec.model.errors import Bug, Refused, Unavailable
 from tunsec.model.event import (
@@ -74,6 +76,9 @@ DUMP_EVERY: Final = Seconds(300.0)
 COALESCE: Final = Seconds(0.03)
 """A flush by hand is thousands of events and one repair."""
 RETRY: Final = Seconds(2.0)
+FAREWELL: Final = Seconds(10.0)
+"""How long the last word to a former peer, which says that nothing is received or sent any more,
+stays in the directory: a peer that polls must read it before it goes."""
 
 log = logging.getLogger("tunsec.engine")
 
@@ -159,6 +164,7 @@ class Engine:
         for peer, event in self._drift.adopt(self._children).by_peer.items():
             self._queue.append(_Queued(("pair", HostName(peer)), event))
         self._run()
+        self._withdraw_leftovers()
         self._look()
         self._begin_keying()
         self._run()
@@ -212,6 +218,8 @@ class Engine:
                     self._check_guard()
                 case ("expiry", peer):
                     self._expire(peer)
+                case ("farewell", peer):
+                    self._drop(self._word_to(peer))
                 case _:
                     self._queue.append(_Queued(target, TimerFired()))
         self._run()
@@ -229,7 +237,7 @@ class Engine:
         self._run()
 
     def on_written(self, error: Exception | None) -> None:
-        """The directory finished a write."""
+        """The directory finished a write or a withdrawal."""
         self._queue.append(_Queued(OUTBOX, outbox.WriteEnded(str(error) if error else "")))
         self._run()
 
@@ -277,6 +285,10 @@ class Engine:
             del self.pairs[peer]
             self._alarms.put(("pair", peer), None)
             self._alarms.put(("expiry", peer), None)
+            goes = Deadline(self._after(FAREWELL), "the word to a former peer goes")
+            self._alarms.put(("farewell", peer), goes)
+        for peer in by_peer:
+            self._alarms.put(("farewell", peer), None)
         wanted = {child.id for child in scope.children}
         for child_id in [child_id for child_id in self._children if child_id not in wanted]:
             del self._children[child_id]
@@ -287,13 +299,25 @@ class Engine:
         """Own offers and what is known of peers go to the pairs; nothing while the guard is not
         in force."""
         rule = self.scope.rollover
-        if rule is None or self.troubles.guard:
+        if rule is None:
+            self._queue.append(_Queued(OFFERS, offers.RuleEnded()))
+            return
+        if self.troubles.guard:
             return
         own = OwnOffered(self._current(), self.offers.holds)
         for peer in self.pairs:
             self._queue.append(_Queued(("pair", peer), own))
         self._tell_pairs(self.post.reintroduce(frozenset(self.pairs)))
         self._queue.append(_Queued(OFFERS, offers.RuleChanged(rule)))
+
+    def _withdraw_leftovers(self) -> None:
+        """What an earlier life said and did not live to take back. Nobody here wants it any more:
+        it has no pair, or nothing is keyed by directory."""
+        wanted = {self._word_to(peer) for peer in self.pairs}
+        if self.scope.rollover is not None:
+            wanted.add(str(OfferPath(self.host)))
+        for path in sorted(self.post.published_before() - wanted):
+            self._drop(path)
 
     # Guard
 
@@ -441,6 +465,9 @@ class Engine:
                 self._make_offer(action)
             case PublishOffer(seq):
                 self._put(self.post.offer_record(seq), seq)
+            case WithdrawOffer():
+                self.troubles.note(Part.OFFER, "")
+                self._drop(str(OfferPath(self.host)))
             case ForgetOffer(seq):
                 self.post.forget_own(seq)
                 self._installer.forget(seq)
@@ -448,6 +475,8 @@ class Engine:
                 self._ports.directory.publish(
                     [self._contents[path] for path in paths], done=self.on_written
                 )
+            case Withdraw(paths):
+                self._ports.directory.withdraw(paths, done=self.on_written)
             case Delivered(paths):
                 for path in paths:
                     self._delivered(path)
@@ -487,6 +516,15 @@ class Engine:
         self._contents[record.path] = record
         self._tokens[record.path] = token
         self._queue.append(_Queued(OUTBOX, outbox.Put(record.path)))
+
+    def _drop(self, path: str) -> None:
+        self._contents.pop(path, None)
+        self._tokens.pop(path, None)
+        self._queue.append(_Queued(OUTBOX, outbox.Drop(path)))
+
+    def _word_to(self, peer: HostName) -> str:
+        """Where our record for a peer lies."""
+        return str(ConfirmationPath(peer, self.host))
 
     def _delivered(self, path: str) -> None:
         self._contents.pop(path, None)

@@ -130,6 +130,13 @@ class PostRoom:
         path = str(ConfirmationPath(peer, self._host))
         return Record(path, self._ring.seal_confirmation(confirmation))
 
+    def published_before(self) -> frozenset[str]:
+        """Records that this host may have in the directory, from an earlier life too: an offer if
+        it ever made one, and a word to each peer whose offer it ever believed."""
+        known = self._ring.newest()
+        words = {str(ConfirmationPath(peer.host, self._host)) for peer in known.peers}
+        return frozenset(words | ({str(OfferPath(self._host))} if known.own else set()))
+
     def _note_said(self, peer: HostName, sequence: ConfirmationSeq, revision: int) -> None:
         """Remember which revision went under which sequence.
 

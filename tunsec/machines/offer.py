@@ -5,7 +5,8 @@
     (made) -> PUBLISHING --in the directory--> CURRENT --successor published--> SUPERSEDED --> wiped
 
 At most three private keys exist: next (PUBLISHING), current, previous (SUPERSEDED). A superseded
-one is kept only as long as a confirmation under it may be on its way.
+one is kept only as long as a confirmation under it may be on its way. When nothing is keyed by
+directory any more all of them are wiped at once, and the offer is withdrawn.
 """
 
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from typing import Final
 
 from tunsec.machines.backoff import backoff
 from tunsec.machines.facts import OfferMade, OfferPublished, RolloverWanted, TimerFired
-from tunsec.machines.orders import Action, ForgetOffer, MakeOffer, PublishOffer
+from tunsec.machines.orders import Action, ForgetOffer, MakeOffer, PublishOffer, WithdrawOffer
 from tunsec.model.clock import Deadline, Instant, Seconds
 from tunsec.model.event import Event
 from tunsec.model.names import OfferSeq
@@ -48,6 +49,11 @@ class RuleChanged(Event):
     """The policy sets, or changes, the rollover rule."""
 
     rule: RolloverRule
+
+
+@dataclass(frozen=True, slots=True)
+class RuleEnded(Event):
+    """Nothing here is keyed by directory any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +95,15 @@ class OffersState:
         return frozenset(own.seq for own in self.offers)
 
 
-OfferEvent = RuleChanged | OfferMade | OfferRefused | OfferPublished | RolloverWanted | TimerFired
+OfferEvent = (
+    RuleChanged
+    | RuleEnded
+    | OfferMade
+    | OfferRefused
+    | OfferPublished
+    | RolloverWanted
+    | TimerFired
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,14 +119,12 @@ def step(state: OffersState, event: OfferEvent, now: Instant, fraction: float) -
     match event:
         case RuleChanged(rule):
             return _rule_changed(state, rule, now, fraction)
+        case RuleEnded():
+            return _rule_ended(state)
         case OfferMade(seq):
             return _made(state, seq, now, fraction)
         case OfferRefused():
-            failures = state.failures + 1
-            retry_at = Instant(now + backoff(failures, fraction))
-            return OffersStep(
-                replace(state, making=False, failures=failures, rollover_at=retry_at), ()
-            )
+            return OffersStep(_refused(state, now, fraction), ())
         case OfferPublished(seq):
             return _published(state, seq, now)
         case RolloverWanted(reason):
@@ -157,17 +169,36 @@ def _rule_changed(
     return OffersStep(state, ())
 
 
+def _rule_ended(state: OffersState) -> OffersStep:
+    if state.rule is None:
+        return OffersStep(state, ())
+    forget = tuple(ForgetOffer(own.seq) for own in state.offers)
+    # One that is being made is still answered, and is forgotten then.
+    ended = OffersState(making=state.making, rollovers=state.rollovers)
+    return OffersStep(ended, (WithdrawOffer(), *forget))
+
+
+def _refused(state: OffersState, now: Instant, fraction: float) -> OffersState:
+    state = replace(state, making=False)
+    if state.rule is None:
+        return state
+    failures = state.failures + 1
+    retry_at = Instant(now + backoff(failures, fraction))
+    return replace(state, failures=failures, rollover_at=retry_at)
+
+
 def _made(state: OffersState, seq: OfferSeq, now: Instant, fraction: float) -> OffersStep:
     """A new offer replaces one that never reached the directory."""
+    if state.rule is None:
+        return OffersStep(replace(state, making=False), (ForgetOffer(seq),))
     stuck = tuple(own for own in state.offers if own.phase is OfferPhase.PUBLISHING)
     kept = tuple(own for own in state.offers if own.phase is not OfferPhase.PUBLISHING)
-    rule = state.rule
     state = replace(
         state,
         making=False,
         failures=0,
         offers=(*kept, OwnOffer(seq, OfferPhase.PUBLISHING, now)),
-        rollover_at=None if rule is None else _rollover_at(rule, now, fraction),
+        rollover_at=_rollover_at(state.rule, now, fraction),
     )
     return OffersStep(state, (*(ForgetOffer(own.seq) for own in stuck), PublishOffer(seq)))
 

@@ -99,6 +99,11 @@ class PublishOffer(Action):
 
 
 @dataclass(frozen=True, slots=True)
+class WithdrawOffer(Action):
+    """Take the offer out of the directory: nobody shall use it any more."""
+
+
+@dataclass(frozen=True, slots=True)
 class ForgetOffer(Action):
     """Wipe an offer's private key."""
 

@@ -1,11 +1,14 @@
-"""The outbox machine: what must still reach the directory, the newest content of each path.
+"""The outbox machine: what must still reach the directory: the newest content of each path, and
+paths that must go.
 
-One write is under way at a time; whatever comes meanwhile goes out together in the next one. A
-failed write is tried again with backoff, for ever: nothing installed depends on it.
+One thing is under way at a time; whatever comes meanwhile goes out together in the next one. What
+fails is tried again with backoff, for ever: nothing installed depends on it. Of a Put and a Drop of
+one path the later wins, and content of a dropped path is never written. Writes go before
+withdrawals and wait for none: a file that cannot be removed must not hold up keys.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Final
 
 from tunsec.machines.backoff import backoff
@@ -25,8 +28,15 @@ class Put(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Drop(Event):
+    """A path must go from the directory, if it is there."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
 class WriteEnded(Event):
-    """The write under way ended; `error` is empty when all of it is durable."""
+    """The write or withdrawal under way ended; `error` is empty when all of it is durable."""
 
     error: str
 
@@ -44,6 +54,13 @@ class Write(Action):
 
 
 @dataclass(frozen=True, slots=True)
+class Withdraw(Action):
+    """Remove these paths from the directory; WriteEnded answers."""
+
+    paths: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Delivered(Action):
     """Tell whoever put these: this content, or newer, is durable."""
 
@@ -51,18 +68,63 @@ class Delivered(Action):
 
 
 @dataclass(frozen=True, slots=True)
-class OutboxState:
-    """Paths with the number of the put that is pending, and those under way."""
+class Due:
+    """Paths that wait to be written, or to be withdrawn, and how it went the last time."""
 
-    pending: Mapping[str, int] = field(default_factory=dict)
-    under_way: Mapping[str, int] | None = None
-    puts: int = 0
+    paths: frozenset[str] = frozenset()
     failures: int = 0
     retry_at: Instant | None = None
     error: str = ""
 
+    @property
+    def ready(self) -> bool:
+        """Whether there is something to do, and now."""
+        return bool(self.paths) and self.retry_at is None
 
-OutboxEvent = Put | WriteEnded | DirectoryBack | TimerFired
+    def without(self, path: str) -> "Due":
+        """The same less a path; what failed and is no longer wanted is forgotten."""
+        if path not in self.paths:
+            return self
+        left = self.paths - {path}
+        return replace(self, paths=left) if left else Due()
+
+    def again(self, now: Instant) -> "Due":
+        """The same, with nothing to wait for once the time of a retry has come."""
+        late = self.retry_at is not None and self.retry_at <= now
+        return replace(self, retry_at=None) if late else self
+
+    def ended(self, left: Iterable[str], error: str, now: Instant, fraction: float) -> "Due":
+        """An attempt ended; `left` of it are still wanted."""
+        if not error:
+            return Due(self.paths)
+        paths = self.paths.union(left)
+        if not paths:
+            return Due()
+        failures = self.failures + 1
+        span = min(LONGEST_RETRY, backoff(failures, fraction))
+        return Due(paths, failures, Instant(now + span), error)
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxState:
+    """What is due, and what is under way."""
+
+    puts: Due = Due()
+    drops: Due = Due()
+    under_way: Write | Withdraw | None = None
+
+    @property
+    def error(self) -> str:
+        """Why the directory could not be written the last time; empty when it could."""
+        return self.puts.error or self.drops.error
+
+    @property
+    def idle(self) -> bool:
+        """Whether all has reached the directory."""
+        return not (self.puts.paths or self.drops.paths or self.under_way)
+
+
+OutboxEvent = Put | Drop | WriteEnded | DirectoryBack | TimerFired
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,50 +137,60 @@ class OutboxStep:
 
 def step(state: OutboxState, event: OutboxEvent, now: Instant, fraction: float) -> OutboxStep:
     """One fact in, orders out. `fraction` in [0, 1) is dice for jitter."""
+    puts, drops = state.puts, state.drops
     match event:
         case Put(path):
-            puts = state.puts + 1
-            state = replace(state, puts=puts, pending={**state.pending, path: puts})
-            return _write(state) if state.retry_at is None else OutboxStep(state, ())
+            puts = replace(puts, paths=puts.paths | {path})
+            return _begin(replace(state, puts=puts, drops=drops.without(path)))
+        case Drop(path):
+            drops = replace(drops, paths=drops.paths | {path})
+            return _begin(replace(state, puts=puts.without(path), drops=drops))
         case WriteEnded(error):
             return _ended(state, error, now, fraction)
         case DirectoryBack():
-            return _write(replace(state, retry_at=None))
+            puts, drops = replace(puts, retry_at=None), replace(drops, retry_at=None)
+            return _begin(replace(state, puts=puts, drops=drops))
         case TimerFired():
-            if state.retry_at is None or state.retry_at > now:
-                return OutboxStep(state, ())
-            return _write(replace(state, retry_at=None))
+            return _begin(replace(state, puts=puts.again(now), drops=drops.again(now)))
 
 
 def deadline(state: OutboxState) -> Deadline | None:
-    """When a failed write is tried again."""
-    return None if state.retry_at is None else Deadline(state.retry_at, "directory is tried again")
+    """When what failed is tried again."""
+    waiting = [
+        Deadline(due.retry_at, "directory is tried again")
+        for due in (state.puts, state.drops)
+        if due.retry_at is not None
+    ]
+    return min(waiting, default=None)
 
 
-def _write(state: OutboxState) -> OutboxStep:
-    if state.under_way is not None or not state.pending:
+def _begin(state: OutboxState) -> OutboxStep:
+    order: Write | Withdraw
+    if state.under_way is not None:
         return OutboxStep(state, ())
-    return OutboxStep(
-        replace(state, under_way=dict(state.pending), pending={}), (Write(tuple(state.pending)),)
-    )
+    if state.puts.ready:
+        order = Write(tuple(sorted(state.puts.paths)))
+        state = replace(state, puts=replace(state.puts, paths=frozenset()))
+    elif state.drops.ready:
+        order = Withdraw(tuple(sorted(state.drops.paths)))
+        state = replace(state, drops=replace(state.drops, paths=frozenset()))
+    else:
+        return OutboxStep(state, ())
+    return OutboxStep(replace(state, under_way=order), (order,))
 
 
 def _ended(state: OutboxState, error: str, now: Instant, fraction: float) -> OutboxStep:
-    under_way = state.under_way or {}
-    if error:
-        failures = state.failures + 1
-        span = Seconds(min(LONGEST_RETRY, backoff(failures, fraction)))
-        return OutboxStep(
-            replace(
-                state,
-                under_way=None,
-                pending={**under_way, **state.pending},
-                failures=failures,
-                retry_at=Instant(now + span),
-                error=error,
-            ),
-            (),
-        )
-    delivered = tuple(path for path in under_way if path not in state.pending)
-    written = _write(replace(state, under_way=None, failures=0, retry_at=None, error=""))
-    return OutboxStep(written.state, (Delivered(delivered), *written.actions))
+    """What was asked for meanwhile is newer than what was under way."""
+    order, state = state.under_way, replace(state, under_way=None)
+    if order is None:
+        return OutboxStep(state, ())
+    newer = state.puts.paths | state.drops.paths
+    left = tuple(path for path in order.paths if path not in newer)
+    if isinstance(order, Write):
+        state = replace(state, puts=state.puts.ended(left, error, now, fraction))
+    else:
+        state = replace(state, drops=state.drops.ended(left, error, now, fraction))
+    begun = _begin(state)
+    if error or isinstance(order, Withdraw):
+        return begun
+    return OutboxStep(begun.state, (Delivered(left), *begun.actions))

@@ -17,8 +17,9 @@ from tunsec.machines.offer import (
     OffersState,
     RolloverRule,
     RuleChanged,
+    RuleEnded,
 )
-from tunsec.machines.orders import Action, ForgetOffer, MakeOffer, PublishOffer
+from tunsec.machines.orders import Action, ForgetOffer, MakeOffer, PublishOffer, WithdrawOffer
 from tunsec.model.clock import Instant, Seconds
 from tunsec.model.names import OfferSeq
 
@@ -35,6 +36,7 @@ class Host:
     state: OffersState = field(default_factory=OffersState)
     keys: set[OfferSeq] = field(default_factory=set)
     to_publish: list[OfferSeq] = field(default_factory=list)
+    withdrawn: int = 0
     made_at: list[float] = field(default_factory=list)
 
     def tell(self, event: OfferEvent) -> tuple[Action, ...]:
@@ -47,6 +49,9 @@ class Host:
                     self._make()
                 case PublishOffer(seq):
                     self.to_publish.append(seq)
+                case WithdrawOffer():
+                    self.to_publish.clear()
+                    self.withdrawn += 1
                 case ForgetOffer(seq):
                     self.keys.remove(seq)
         self.check()
@@ -103,6 +108,7 @@ ACTS = st.one_of(
     st.tuples(st.just("refuse"), st.floats(0.0, 1.0)),
     st.tuples(st.just("dice"), st.floats(0.0, 1.0, exclude_max=True)),
     st.tuples(st.just("rule"), st.sampled_from([0.5, 10.0, 3600.0])),
+    st.tuples(st.just("rule ends"), st.just(0.0)),
     st.tuples(st.just("stale answer"), st.integers(1, 5).map(float)),
 )
 
@@ -128,11 +134,17 @@ def test_whatever_happens_keys_are_few_and_the_next_one_comes(
             case "rule":
                 after = value
                 host.tell(RuleChanged(RolloverRule(Seconds(value), 0.1, Seconds(7200.0))))
+            case "rule ends":
+                host.tell(RuleEnded())
+                assert not host.keys
+                assert not host.to_publish
+                assert offer.deadline(host.state) is None
             case _:
                 host.tell(OfferPublished(OfferSeq(int(value))))
                 host.to_publish = [seq for seq in host.to_publish if seq != int(value)]
     # Whatever it was: with a directory that writes, rollovers go on.
     host.refuses = False
+    host.tell(RuleChanged(RolloverRule(Seconds(after), 0.1, Seconds(7200.0))))
     host.wait(31.0)
     host.publish()
     before = host.state.current
@@ -214,6 +226,39 @@ def test_a_certificate_that_has_ended_is_tried_again_and_again() -> None:
     host.refuses = False
     host.wait(31.0)
     assert host.state.offers
+
+
+def test_when_nothing_is_keyed_any_more_keys_are_wiped_and_the_offer_goes_once() -> None:
+    host = running()
+    host.wait(RULE.after)
+    assert len(host.keys) == 2
+    host.tell(RuleEnded())
+    host.tell(RuleEnded())
+    assert host.keys == set()
+    assert host.withdrawn == 1
+    host.tell(RolloverWanted("a soft limit"))
+    host.wait(3600.0)
+    assert host.keys == set()
+    host.tell(RuleChanged(RULE))
+    host.publish()
+    assert host.state.current is not None
+
+
+@pytest.mark.parametrize("answer", [OfferMade(OfferSeq(1)), OfferRefused("no certificate")])
+def test_an_offer_that_is_made_too_late_is_forgotten(answer: OfferMade | OfferRefused) -> None:
+    making = offer.step(OffersState(), RuleChanged(RULE), Instant(0.0), 0.0).state
+    ended = offer.step(making, RuleEnded(), Instant(0.0), 0.0).state
+    done = offer.step(ended, answer, Instant(0.0), 0.0)
+    assert done.state == OffersState()
+    assert done.actions == ((ForgetOffer(OfferSeq(1)),) if isinstance(answer, OfferMade) else ())
+
+
+def test_a_rule_that_comes_back_while_an_offer_is_made_takes_it() -> None:
+    state = OffersState()
+    for event in (RuleChanged(RULE), RuleEnded(), RuleChanged(RULE)):
+        state = offer.step(state, event, Instant(0.0), 0.0).state
+    done = offer.step(state, OfferMade(OfferSeq(1)), Instant(0.0), 0.0)
+    assert done.actions == (PublishOffer(OfferSeq(1)),)
 
 
 @pytest.mark.parametrize("after", [1.0, 3600.0])

@@ -1,4 +1,5 @@
-"""The outbox: the newest content of each path gets to the directory, and it is told truly."""
+"""The outbox: the newest content of each path gets to the directory, what is dropped goes from it,
+and both are told truly."""
 
 from dataclasses import dataclass, field
 
@@ -11,9 +12,11 @@ from tunsec.machines.outbox import (
     LONGEST_RETRY,
     Delivered,
     DirectoryBack,
+    Drop,
     OutboxEvent,
     OutboxState,
     Put,
+    Withdraw,
     Write,
     WriteEnded,
 )
@@ -28,7 +31,10 @@ class Author:
     dice: float = 0.5
     state: OutboxState = field(default_factory=OutboxState)
     contents: dict[str, int] = field(default_factory=dict)
+    """As the engine has it: what was dropped is not there."""
+    numbers: dict[str, int] = field(default_factory=dict)
     written: dict[str, int] | None = None
+    withdrawn: tuple[str, ...] | None = None
     stored: dict[str, int] = field(default_factory=dict)
     told: dict[str, int] = field(default_factory=dict)
     writes: int = 0
@@ -41,9 +47,16 @@ class Author:
             match action:
                 case Write(paths):
                     assert self.written is None, "two writes at a time"
+                    assert self.withdrawn is None, "a write beside a withdrawal"
                     assert paths
                     self.writes += 1
                     self.written = {path: self.contents[path] for path in paths}
+                case Withdraw(paths):
+                    assert self.written is None, "a withdrawal beside a write"
+                    assert self.withdrawn is None, "two withdrawals at a time"
+                    assert paths
+                    assert not self.contents.keys() & set(paths), "wanted again"
+                    self.withdrawn = paths
                 case Delivered(paths):
                     for path in paths:
                         assert self.stored[path] == self.contents[path], "told too early"
@@ -51,16 +64,25 @@ class Author:
 
     def put(self, path: str) -> None:
         """There is newer content."""
-        self.contents[path] = self.contents.get(path, 0) + 1
+        self.numbers[path] = self.contents[path] = self.numbers.get(path, 0) + 1
         self.tell(Put(path))
 
+    def drop(self, path: str) -> None:
+        """A path must go."""
+        self.contents.pop(path, None)
+        self.told.pop(path, None)
+        self.tell(Drop(path))
+
     def end(self, error: str, *, landed: bool) -> None:
-        """The write under way ends."""
+        """What is under way ends."""
         written, self.written = self.written, None
-        if written is None:
+        withdrawn, self.withdrawn = self.withdrawn, None
+        if written is None and withdrawn is None:
             return
         if landed or not error:
-            self.stored |= written
+            self.stored |= written or {}
+            for path in withdrawn or ():
+                self.stored.pop(path, None)
         self.tell(WriteEnded(error))
 
     def wait(self, span: float) -> None:
@@ -75,6 +97,7 @@ class Author:
 PATHS = st.sampled_from(["a", "b", "c"])
 ACTS = st.one_of(
     st.tuples(st.just("put"), PATHS),
+    st.tuples(st.just("drop"), PATHS),
     st.tuples(st.just("fail"), st.sampled_from(["landed", "lost"])),
     st.tuples(st.just("succeed"), st.just("")),
     st.tuples(st.just("wait"), st.just("")),
@@ -92,6 +115,8 @@ def test_the_newest_content_arrives_and_nothing_is_told_too_early(
         match act:
             case "put":
                 author.put(value)
+            case "drop":
+                author.drop(value)
             case "fail":
                 author.end("away", landed=value == "landed")
             case "succeed":
@@ -102,13 +127,12 @@ def test_the_newest_content_arrives_and_nothing_is_told_too_early(
                 author.tell(DirectoryBack())
             case _:
                 author.tell(TimerFired())
-    for _ in range(3):
+    for _ in range(5):
         author.wait(LONGEST_RETRY)
         author.end("", landed=True)
     assert author.stored == author.contents
     assert author.told == author.contents
-    assert not author.state.pending
-    assert author.state.under_way is None
+    assert author.state.idle
     assert outbox.deadline(author.state) is None
     assert author.state.error == ""
 
@@ -156,3 +180,78 @@ def test_a_failed_write_does_not_overtake_newer_content() -> None:
     author.end("away", landed=True)
     author.wait(LONGEST_RETRY)
     assert author.written == {"a": 2}
+
+
+def test_what_is_dropped_before_it_was_written_is_never_written() -> None:
+    author = Author()
+    author.put("a")
+    author.put("b")
+    author.drop("b")
+    author.end("", landed=True)
+    assert author.written is None
+    assert author.withdrawn == ("b",)
+    author.end("", landed=True)
+    assert author.stored == author.told == {"a": 1}
+    assert author.state.idle
+
+
+def test_what_is_dropped_while_it_is_written_goes_when_it_has_landed() -> None:
+    author = Author()
+    author.put("a")
+    author.drop("a")
+    assert author.written == {"a": 1}
+    author.end("", landed=True)
+    assert author.told == {}
+    assert author.withdrawn == ("a",)
+
+
+def test_a_failed_write_of_a_dropped_path_is_not_tried_again() -> None:
+    author = Author()
+    author.put("a")
+    author.drop("a")
+    author.end("away", landed=True)
+    assert author.withdrawn == ("a",)
+    author.end("", landed=True)
+    author.wait(LONGEST_RETRY)
+    assert (author.writes, author.stored) == (1, {})
+    assert author.state.idle
+
+
+def test_content_that_comes_while_its_path_is_withdrawn_is_written_after() -> None:
+    author = Author()
+    author.drop("a")
+    author.put("a")
+    assert author.withdrawn == ("a",)
+    author.end("away", landed=True)
+    assert author.written == {"a": 1}
+    author.end("", landed=True)
+    author.wait(LONGEST_RETRY)
+    assert author.stored == {"a": 1}
+    assert author.state.idle
+
+
+def test_a_file_that_cannot_be_removed_holds_up_no_write() -> None:
+    author = Author()
+    author.drop("a")
+    for number in range(1, 20):
+        author.end("not permitted", landed=False)
+        assert author.state.error == "not permitted"
+        author.put("b")
+        assert author.written == {"b": number}
+        author.end("", landed=True)
+        assert author.state.error == "not permitted", "the write that went well is not about it"
+        author.wait(LONGEST_RETRY)
+        assert author.withdrawn == ("a",), "and it is tried for ever"
+
+
+def test_a_withdrawal_is_tried_again_until_it_is_done() -> None:
+    author = Author()
+    author.stored["a"] = 7
+    author.drop("a")
+    author.end("away", landed=False)
+    assert outbox.deadline(author.state) is not None
+    author.tell(DirectoryBack())
+    author.end("", landed=True)
+    assert author.stored == {}
+    assert author.state.error == ""
+    assert author.state.idle
