@@ -244,16 +244,25 @@ class Installer:
 
     def _switched(self, job: _Job, refused: list[NotInstalled]) -> bool:
         """Pin the new SA in the outbound SPs of a child; all of them or none."""
-        problem = self._pin(job)
+        problem = self._pin(job.child, job.keyed.spi)
         if problem is None:
             return True
         self.remove([job.sa.id])
         refused.append(NotInstalled(job.child.id, problem))
         return False
 
-    def _pin(self, job: _Job) -> str | None:
+    def pin_standing(self, child: Child, spi: Spi) -> str:
+        """Pin an SA that another program installed for a child: charon. Empty, or why not."""
+        try:
+            if self._kernel.sa(outbound_id(child, spi)) is None:
+                return f"SA {spi_hex(spi)} is not in the kernel"
+        except (Refused, Unavailable) as error:
+            return str(error)
+        return self._pin(child, spi) or ""
+
+    def _pin(self, child: Child, spi: Spi) -> str | None:
         """None, or why the SPs do not pin it."""
-        wanted = outbound_sps(job.child, job.keyed.spi)
+        wanted = outbound_sps(child, spi)
         steps: list[Step] = []
         try:
             found = read_sps(self._kernel, [sp.id for sp in wanted])

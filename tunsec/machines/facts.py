@@ -150,6 +150,20 @@ class SaLost(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class OutboundTaken(Event):
+    """Another keying has the child's outbound SPs now: what this one has of it drains."""
+
+    child: ChildId
+
+
+@dataclass(frozen=True, slots=True)
+class InboundTaken(Event):
+    """The peer sends by another keying now: inbound SAs of this one go when they are idle."""
+
+    child: ChildId
+
+
+@dataclass(frozen=True, slots=True)
 class OfferMade(Event):
     """A key pair was drawn and an offer signed."""
 

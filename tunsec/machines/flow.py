@@ -52,6 +52,13 @@ class FlowState:
     retry_at: Instant | None = None
     """When a refused installation is tried again."""
     failures: int = 0
+    taken: bool = False
+    """Another keying has the outbound SPs: nothing new is made, what is there drains."""
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing of it is left."""
+        return not self.inbound and not self.outbound
 
     @property
     def newest_inbound(self) -> InboundSa | None:
@@ -96,7 +103,7 @@ def may_replace(flow: FlowState, *, own: OfferSeq, peer: OfferSeq, peer_life: Of
     While the newest one is unused and the peer can still move to it, we wait: its word may be on
     the way. `peer_life` is the first offer of the peer's present life; it cannot use older ones.
     """
-    if len(flow.inbound) >= MAX_EPOCHS:
+    if flow.taken or len(flow.inbound) >= MAX_EPOCHS:
         return False
     newest = flow.newest_inbound
     if newest is None or newest.expiring or newest.aead not in flow.child.aeads:
@@ -149,6 +156,34 @@ def switch_outbound(flow: FlowState, keyed: Keyed, now: Instant) -> FlowState:
     return replace(
         flow, outbound=(*older, new), rekeys=rekeys, reason="", failures=0, retry_at=None
     )
+
+
+def outbound_taken(flow: FlowState, now: Instant) -> FlowState:
+    """Another keying pins: our outbound SAs drain, and no others follow."""
+    drained_at = Instant(now + outbound_drain(flow.child))
+    outbound = tuple(
+        replace(
+            sa,
+            state=OUTBOUND.next(sa.state, OutboundFact.SUCCEEDED),
+            drained_at=sa.drained_at or drained_at,
+        )
+        for sa in flow.outbound
+    )
+    return replace(flow, outbound=outbound, taken=True, reason="", retry_at=None)
+
+
+def inbound_taken(flow: FlowState, now: Instant) -> FlowState:
+    """The peer sends by another keying: our inbound SAs go when they are idle."""
+    check_at = Instant(now + inbound_drain(flow.child))
+    inbound = tuple(
+        replace(
+            sa,
+            state=INBOUND.next(sa.state, InboundFact.PEER_LEFT),
+            check_at=sa.check_at or check_at,
+        )
+        for sa in flow.inbound
+    )
+    return replace(flow, inbound=inbound)
 
 
 def listed(flow: FlowState, revision: int) -> FlowState:

@@ -177,13 +177,6 @@ class UsageTold(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class OutboundTaken(Event):
-    """Another keying has the child's outbound SPs now: what this one has of it drains."""
-
-    child: ChildId
-
-
-@dataclass(frozen=True, slots=True)
 class ReauthWanted(Event):
     """Something asks for new proof of identity: IKE_SAs of before count no longer after a while."""
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from tunsec.machines import ike_flow as flows
-from tunsec.machines.facts import ChildrenChanged, TimerFired
+from tunsec.machines.facts import ChildrenChanged, OutboundTaken, TimerFired
 from tunsec.machines.flow import Phase
 from tunsec.machines.ike_facts import (
     Adopted,
@@ -34,7 +34,6 @@ from tunsec.machines.ike_facts import (
     Listed,
     LoadEnded,
     OutboundPinned,
-    OutboundTaken,
     ReauthWanted,
     SaGone,
     SaUsage,

@@ -22,8 +22,10 @@ from tunsec.machines.facts import (
     Adopted,
     ChildrenChanged,
     InboundInstalled,
+    InboundTaken,
     Keyed,
     OutboundSwitched,
+    OutboundTaken,
     OwnOffered,
     PeerConfirmed,
     PeerOffered,
@@ -49,7 +51,7 @@ from tunsec.machines.orders import (
 from tunsec.machines.slots import InboundSa, OutboundSa, SaState
 from tunsec.model.clock import Deadline, Instant
 from tunsec.model.errors import Bug
-from tunsec.model.flow import ChildId
+from tunsec.model.flow import ChildId, Keying
 from tunsec.model.names import Boot, ConfirmationSeq, HostName, OfferSeq, Spi
 
 PairEvent = (
@@ -66,6 +68,8 @@ PairEvent = (
     | UsageRead
     | SaSoftExpired
     | SaLost
+    | OutboundTaken
+    | InboundTaken
 )
 
 _Answered = InstallInbound | InstallOutbound | ReadUsage
@@ -187,10 +191,21 @@ def _take(
             return _soft_expired(state, event, actions)
         case SaLost():
             return _sa_lost(state, event, actions)
+        case OutboundTaken(child):
+            return _on_flow(state, child, lambda flow: flows.outbound_taken(flow, now))
+        case InboundTaken(child):
+            return _on_flow(state, child, lambda flow: flows.inbound_taken(flow, now))
 
 
 def _with(state: PairState, flow: FlowState) -> PairState:
     return replace(state, flows={**state.flows, flow.child.id: flow})
+
+
+def _on_flow(
+    state: PairState, child: ChildId, change: Callable[[FlowState], FlowState]
+) -> PairState:
+    flow = state.flows.get(child)
+    return state if flow is None else _with(state, change(flow))
 
 
 def _edit(
@@ -251,7 +266,10 @@ def _children_changed(state: PairState, event: ChildrenChanged, actions: list[Ac
     kept: dict[ChildId, FlowState] = {}
     for child in event.children:
         before = state.flows.get(child.id)
-        kept[child.id] = FlowState(child) if before is None else replace(before, child=child)
+        if before is None:
+            before = FlowState(child)
+        taken = before.taken and child.keying is not Keying.DIRECTORY
+        kept[child.id] = replace(before, child=child, taken=taken)
     for child_id, flow in state.flows.items():
         if child_id not in kept:
             _end(flow, actions)
@@ -260,7 +278,7 @@ def _children_changed(state: PairState, event: ChildrenChanged, actions: list[Ac
 
 def _end(flow: FlowState, actions: list[Action]) -> None:
     """Take a child away: sender first here, for nobody may send on what is being removed."""
-    if flow.outbound:
+    if flow.outbound and not flow.taken:
         actions.append(BlockOutbound(flow.child.id))
     actions += [RemoveOutbound(flow.child.id, sa.spi) for sa in flow.outbound]
     actions += [RemoveInbound(flow.child.id, sa.spi) for sa in flow.inbound]
@@ -308,7 +326,7 @@ def _peer_confirmed(
             for child, flow in state.flows.items()
         },
     )
-    named = [keyed for keyed in event.receives if not _sends_on(state, keyed)]
+    named = [keyed for keyed in event.receives if not _needs_none(state, keyed)]
     usable = tuple(keyed for keyed in named if keyed.own_offer in state.own_holds)
     if usable:
         # Children we do not have are among them: once refused, an SA is refused for good.
@@ -316,9 +334,10 @@ def _peer_confirmed(
     return replace(state, must_answer=state.must_answer or len(usable) < len(named))
 
 
-def _sends_on(state: PairState, keyed: Keyed) -> bool:
+def _needs_none(state: PairState, keyed: Keyed) -> bool:
+    """Whether we send on this SA already, or by another keying."""
     flow = state.flows.get(keyed.child)
-    return flow is not None and any(sa.spi == keyed.spi for sa in flow.outbound)
+    return flow is not None and (flow.taken or any(sa.spi == keyed.spi for sa in flow.outbound))
 
 
 def _record_published(state: PairState, revision: int) -> PairState:
