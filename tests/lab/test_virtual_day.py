@@ -29,10 +29,10 @@ def test_a_day_of_hourly_rekeys_loses_leaks_and_leaves_nothing() -> None:
                 for host in (a, b):
                     host.raise_overlays()
                 assert a.reaches(red)
+                for host in (a, b):  # before the watch looks again: devices speak by themselves
+                    host.ip(*(f"link set {each.device} down" for each in lab.overlays_of(host)))
 
             watch.prove_sees(clear)
-            for host in (a, b):
-                host.ip(*(f"link set {each.device} down" for each in lab.overlays_of(host)))
             cluster = Cluster(lab)
             cluster.start_all()
             for host in (a, b):

@@ -288,9 +288,13 @@ def test_stop_leaves_the_flow_protected_and_release_opens_it(lab: Lab, watch: Le
     cluster.wait_protected()
     for host in (a, b):
         assert cluster.client(host).release("overlay").released == ("overlay",)
-    assert watch.prove_sees(lambda: a.reaches(overlays(b)[0])) > 0
-    for host in (a, b):
-        lower_overlays(host)
+
+    def clear() -> None:
+        assert a.reaches(overlays(b)[0])
+        for host in (a, b):
+            lower_overlays(host)
+
+    assert watch.prove_sees(clear) > 0
     assert kernel_of(a) == ([], [])
 
 

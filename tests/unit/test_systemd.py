@@ -29,7 +29,7 @@ def test_the_units_are_free_of_errors_and_warnings(tmp_path: Path) -> None:
     for path in (*UNITS.glob("*.service"), *UNITS.glob("*.target")):
         # The commands need not be installed where this runs.
         (tmp_path / path.name).write_text(
-            re.sub(r"/usr/bin/tunsecd?", "/bin/true", path.read_text())
+            re.sub(r"(?<==)nft|/usr/bin/tunsecd?", "/bin/true", path.read_text())
         )
     assert run("systemd-analyze", "verify", "--man=no", *sorted(tmp_path.iterdir())) == ""
 
