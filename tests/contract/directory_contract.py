@@ -141,6 +141,45 @@ class DirectoryContract:
         meeting.settle()
         assert {record.path for record in late.told} == {OFFER}
 
+    def test_what_is_withdrawn_and_published_again_is_told_again(self, meeting: Meeting) -> None:
+        author, reader = meeting.join("h0"), meeting.join("h1")
+        word = Record(WORD, b"word")
+        author.publish(word)
+        meeting.until(lambda: reader.told == [word])
+        author.withdraw(WORD)
+        meeting.until(lambda: author.answers == [None, None])
+        meeting.settle()
+        author.publish(word)
+        meeting.until(lambda: reader.told == [word, word])
+
+    def test_only_what_is_named_is_withdrawn(self, meeting: Meeting) -> None:
+        author, other = meeting.join("h0"), meeting.join("h2")
+        author.publish(Record(OFFER, b"offer"), Record(WORD, b"word"))
+        other.publish(Record("offers/h2", b"offer"), Record("confirmations/h1/h2", b"word"))
+        meeting.until(lambda: author.answers == other.answers == [None])
+        author.withdraw(OFFER, WORD)
+        meeting.until(lambda: author.answers == [None, None])
+        late = meeting.join("h1")
+        meeting.until(lambda: len(late.told) >= 2)
+        meeting.settle()
+        assert {record.path for record in late.told} == {"offers/h2", "confirmations/h1/h2"}
+
+    def test_withdrawing_from_a_directory_that_is_away_is_an_error(self, meeting: Meeting) -> None:
+        author = meeting.join("h0")
+        author.publish(Record(OFFER, b"offer"), Record(WORD, b"word"))
+        meeting.until(lambda: author.answers == [None])
+        meeting.go_away()
+        author.withdraw(WORD)
+        meeting.until(lambda: len(author.answers) == 2)
+        assert isinstance(author.answers[1], Unavailable)
+        meeting.come_back()
+        author.withdraw(WORD)
+        meeting.until(lambda: author.answers[2:] == [None])
+        late = meeting.join("h1")
+        meeting.until(lambda: bool(late.told))
+        meeting.settle()
+        assert {record.path for record in late.told} == {OFFER}
+
     def test_a_directory_that_is_away_is_an_error_and_loses_nothing(self, meeting: Meeting) -> None:
         author, reader = meeting.join("h0"), meeting.join("h1")
         author.publish(Record(OFFER, b"before"))

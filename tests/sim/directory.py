@@ -108,6 +108,8 @@ class Directory:
 
     def retell(self, name: str) -> None:
         """A watcher looks at everything anew: one by one, or all at once."""
+        if name not in self.watchers:
+            return  # who comes later looks then
         seen = [Record(path, body) for path, body in self.records.items() if _concerns(name, path)]
         if self.dice.random() < 0.5:
             self.later(self._delay(), lambda: self._deliver_all(name, seen))

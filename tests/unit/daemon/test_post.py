@@ -148,6 +148,33 @@ def confirmed(news: list[News]) -> list[PeerConfirmed]:
     return [item.event for item in news if isinstance(item.event, PeerConfirmed)]
 
 
+def after_a_restart(room: Room) -> PostRoom:
+    """The post room of the daemon's next life, which knows what the state folder keeps."""
+    ring = Keyring(identity(room.name), trust(), grants=room.grants, newest=room.ring.newest())
+    return PostRoom(
+        host=room.name,
+        boot=Boot("c" * 32),
+        keyring=ring,
+        clock=Clock(),
+        entropy=Dice(),
+        aeads=(AeadSpeed(AEAD, 1),),
+    )
+
+
+# What an earlier life said
+
+
+def test_a_host_that_never_spoke_has_no_record(rooms: Rooms) -> None:
+    assert after_a_restart(rooms[0]).published_before() == frozenset()
+
+
+def test_every_record_that_was_published_is_known_after_a_restart(rooms: Rooms) -> None:
+    left, _ = rooms
+    own, theirs = acquainted(rooms)
+    published = {left.post.offer_record(own).path, left.word(H1, own, theirs).path}
+    assert after_a_restart(left).published_before() == published
+
+
 # In and out
 
 

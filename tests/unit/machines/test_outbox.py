@@ -244,6 +244,24 @@ def test_a_file_that_cannot_be_removed_holds_up_no_write() -> None:
         assert author.withdrawn == ("a",), "and it is tried for ever"
 
 
+def test_what_is_put_while_a_withdrawal_is_under_way_does_not_make_it_forget() -> None:
+    author = Author()
+    author.drop("a")
+    waits = []
+    for _ in range(6):
+        author.end("not permitted", landed=False)
+        due = outbox.deadline(author.state)
+        assert due is not None
+        waits.append(due.at - author.now)
+        author.end("", landed=True)
+        author.wait(LONGEST_RETRY)
+        assert author.withdrawn == ("a",)
+        author.put("b")
+        assert author.state.error == "not permitted"
+    assert waits == sorted(waits)
+    assert waits[-1] > waits[0]
+
+
 def test_a_withdrawal_is_tried_again_until_it_is_done() -> None:
     author = Author()
     author.stored["a"] = 7
