@@ -44,9 +44,15 @@ class Drift:
         return scope.with_reqids(held | {child.id: child.reqid for child in running.children})
 
     def close(self, scope: Scope) -> None:
-        """Block SPs and inbound protect SPs, before anything else; read back. Raises Refused."""
+        """Block SPs and inbound protect SPs, before anything else; read back. Raises Refused.
+
+        Another program's SP that stands where one of ours should is said and left alone (law 4),
+        and the rest is closed; of that flow the guard table alone drops clear packets.
+        """
         wanted = want([FlowState(child) for child in scope.children], scope.blocks)
-        found = plan(wanted, Image(sps=self._kernel.sps()))
+        have = Image(sps=self._kernel.sps())
+        found = plan(wanted, have)
+        self._note_strangers(found, scope, have)
         missing = [step for step in found.steps if isinstance(step, AddSp | UpdateSp)]
         problem = perform(self._kernel, ordered(missing))
         if problem is not None:
@@ -98,6 +104,10 @@ class Drift:
             self._troubles.note(Part.KERNEL, str(error))
             return None
         self._troubles.note(Part.KERNEL, "")
+        self._note_strangers(found, scope, have)
+        return found.lost
+
+    def _note_strangers(self, found: Plan, scope: Scope, have: Image) -> None:
         self._troubles.note_strangers(
             tuple(f"another program owns {one}" for one in found.conflicts),
             tuple(
@@ -105,7 +115,6 @@ class Drift:
                 for child, sp in overtaken(scope.children, have)
             ),
         )
-        return found.lost
 
     def _mend(self, found: Plan) -> None:
         answers = self._kernel.apply(found.steps)
