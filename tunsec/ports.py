@@ -135,6 +135,10 @@ class Ike(Protocol):
         """Forget a connection of ours; its SAs stay. That it is not there is an error."""
         ...
 
+    def connections(self, *, done: Callable[[Sequence[str] | TunsecError], None]) -> None:
+        """Names of our connections, also of an earlier life."""
+        ...
+
     def initiate(self, connection: str, child: str, *, done: Done) -> None:
         """Begin to make a CHILD_SA, and an IKE_SA before it where there is none of just this
         configuration; events tell what becomes of it."""

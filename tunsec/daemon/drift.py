@@ -1,26 +1,28 @@
 """Keeps SAD and SPD as the machines want them: closes, looks, repairs what others changed."""
 
 import logging
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from tunsec.daemon.health import Counters, Part, Troubles
 from tunsec.daemon.install import perform
 from tunsec.daemon.journal import fields
 from tunsec.daemon.reconcile import (
     Adoption,
+    IkeHolding,
     adopt,
     held_reqids,
     overtaken,
     settled,
     want,
+    without_charons,
 )
 from tunsec.daemon.scope import Scope
 from tunsec.machines.flow import FlowState
 from tunsec.model.errors import Refused, Unavailable
 from tunsec.model.flow import Child, ChildId
 from tunsec.model.names import Reqid
-from tunsec.model.sa import SaId
+from tunsec.model.sa import Sa, SaId
 from tunsec.model.step import AddSa, AddSp, RemoveSa, RemoveSp, UpdateSp
 from tunsec.plan.diff import Plan, plan
 from tunsec.plan.image import Image
@@ -28,6 +30,14 @@ from tunsec.plan.order import ordered
 from tunsec.ports import Kernel
 
 log = logging.getLogger("tunsec.drift")
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """What a look at the kernel found: SAs that only fresh keys replace, and all SAs there were."""
+
+    lost: tuple[SaId, ...]
+    sas: Mapping[SaId, Sa]
 
 
 class Drift:
@@ -82,30 +92,40 @@ class Drift:
             log.info("adopted", extra=fields({"sas": adopted, "removed": len(found.useless)}))
         return found
 
-    def foresee(self, flows: Iterable[FlowState], scope: Scope) -> Plan:
+    def foresee(self, flows: Iterable[FlowState], ike: Iterable[IkeHolding], scope: Scope) -> Plan:
         """What entering a scope would do to the kernel, besides the keys that follow."""
-        known = {flow.child.id: flow for flow in flows}
+        keyed = {flow.child.id: flow for flow in flows}
+        held = {holding.child.id: holding for holding in ike}
+        new = {child.id: child for child in scope.children}
         then = [
-            replace(known.get(child.id, FlowState(child)), child=child) for child in scope.children
+            replace(keyed.get(child.id, FlowState(child)), child=child)
+            for child in new.values()
+            if child.id in keyed or child.id not in held
         ]
+        holdings = [replace(held[one], child=new[one]) for one in held.keys() & new.keys()]
         have = self._image()
-        return plan(settled(want(then, scope.all_blocks(have)), have), have)
+        wanted = want(then, scope.all_blocks(have), holdings)
+        gone = [holding for one, holding in held.items() if one not in new]
+        return plan(settled(wanted, have), without_charons(have, wanted, [*holdings, *gone]))
 
-    def repair(self, flows: Iterable[FlowState], scope: Scope) -> tuple[SaId, ...] | None:
-        """Look at everything, mend what can be mended; returns SAs that only fresh keys replace.
+    def repair(
+        self, flows: Iterable[FlowState], ike: Sequence[IkeHolding], scope: Scope
+    ) -> Looked | None:
+        """Look at everything, mend what can be mended.
 
         None when the kernel does not answer now.
         """
         try:
             have = self._image()
-            found = plan(settled(want(flows, scope.all_blocks(have)), have), have)
+            wanted = want(flows, scope.all_blocks(have), ike)
+            found = plan(settled(wanted, have), without_charons(have, wanted, ike))
             self._mend(found)
         except (Refused, Unavailable) as error:
             self._troubles.note(Part.KERNEL, str(error))
             return None
         self._troubles.note(Part.KERNEL, "")
         self._note_strangers(found, scope, have)
-        return found.lost
+        return Looked(found.lost, have.sas)
 
     def _note_strangers(self, found: Plan, scope: Scope, have: Image) -> None:
         self._troubles.note_strangers(

@@ -13,9 +13,11 @@ from tunsec.daemon.alarm import Alarms
 from tunsec.daemon.drift import Drift
 from tunsec.daemon.guarding import Guarding
 from tunsec.daemon.health import Counters, Part, Troubles
+from tunsec.daemon.ike_desk import IkeDesk
 from tunsec.daemon.install import Installer
 from tunsec.daemon.journal import fields
 from tunsec.daemon.post import News, PostRoom
+from tunsec.daemon.reconcile import IkeHolding
 from tunsec.daemon.sa_index import SaIndex
 from tunsec.daemon.scope import Scope
 from tunsec.daemon.tally import Tally
@@ -24,8 +26,10 @@ from tunsec.machines import offer as offers
 from tunsec.machines import outbox, pair
 from tunsec.machines.facts import (
     ChildrenChanged,
+    InboundTaken,
     OfferMade,
     OfferPublished,
+    OutboundTaken,
     OwnOffered,
     RecordPublished,
     RolloverWanted,
@@ -50,6 +54,7 @@ from tunsec.machines.orders import (
     WithdrawOffer,
 )
 from tunsec.machines.outbox import Delivered, Withdraw, Write
+from tunsec.machines.slots import SaState
 from tunsec.model.clock import Deadline, Instant, Seconds
 from tunsec.model.errors import Bug, Refused, Unavailable
 from tunsec.model.event import (
@@ -64,12 +69,14 @@ from tunsec.model.event import (
     SpChanged,
     SpdFlushed,
 )
-from tunsec.model.flow import Child, ChildId
-from tunsec.model.names import HostName, OfferSeq
+from tunsec.model.flow import Child, ChildId, Keying
+from tunsec.model.ike_sa import IkeEvent
+from tunsec.model.names import HostName, OfferSeq, Reqid
 from tunsec.model.ownership import is_our_reqid
 from tunsec.model.sa import SaId
 from tunsec.plan.diff import Plan
-from tunsec.ports import Clock, Directory, Entropy, GuardTable, Kernel, Links, Record
+from tunsec.plan.ike_connection import IkeSetup
+from tunsec.ports import Clock, Directory, Entropy, GuardTable, Ike, Kernel, Links, Record
 
 DUMP_EVERY: Final = Seconds(300.0)
 """Drift is seen through events; this dump finds what they missed."""
@@ -85,7 +92,7 @@ log = logging.getLogger("tunsec.engine")
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """Everything outside that the engine acts on."""
+    """Everything outside that the engine acts on; without `ike` no flow can be keyed by IKE."""
 
     kernel: Kernel
     guard: GuardTable
@@ -93,6 +100,7 @@ class Ports:
     directory: Directory
     clock: Clock
     entropy: Entropy
+    ike: Ike | None = None
 
 
 OFFERS: Final = "offers"
@@ -135,11 +143,25 @@ class Engine:
         self._index = SaIndex()
         self._contents: dict[str, Record] = {}
         self._tokens: dict[str, OfferSeq | tuple[HostName, int]] = {}
+        self._moving: set[ChildId] = set()
+        """Children that one keying still carries for the other."""
         self._alarms: Alarms[Target] = Alarms()
         self._queue: deque[_Queued] = deque()
         self._closed = False
         self._installer = Installer(
             kernel=ports.kernel, keys=post, entropy=ports.entropy, children=self._children.get
+        )
+        self.ike = IkeDesk(
+            host=host,
+            kernel=ports.kernel,
+            ike=ports.ike,
+            installer=self._installer,
+            clock=ports.clock,
+            entropy=ports.entropy,
+            is_directorys=lambda sa_id: self._index.owner(sa_id) is not None,
+            on_pinned=self._ike_pinned,
+            remove=lambda child, sa_id, inbound: self._remove(child, sa_id, inbound=inbound),
+            wake=self._run,
         )
         self._drift = Drift(kernel=ports.kernel, counters=self.counters, troubles=self.troubles)
         self._guarding = Guarding(
@@ -161,8 +183,10 @@ class Engine:
         self._drift.close(scope)
         self._put_guard()
         self._enter(scope)
-        for peer, event in self._drift.adopt(self._children).by_peer.items():
+        adopted = self._drift.adopt(self._children)
+        for peer, event in adopted.by_peer.items():
             self._queue.append(_Queued(("pair", HostName(peer)), event))
+        self.ike.adopt(adopted.ike)
         self._run()
         self._withdraw_leftovers()
         self._look()
@@ -204,10 +228,12 @@ class Engine:
 
     def deadline(self) -> Deadline | None:
         """When `tick` must be called at the latest."""
-        return self._alarms.next()
+        both = (self._alarms.next(), self.ike.deadline())
+        return min((one for one in both if one is not None), default=None)
 
     def tick(self) -> None:
         """Time has passed."""
+        self.ike.tick()
         now = self._ports.clock.now()
         for target in self._alarms.due(now):
             match target:
@@ -246,6 +272,26 @@ class Engine:
         self._queue.append(_Queued(OUTBOX, outbox.DirectoryBack()))
         self._run()
 
+    def on_ike_event(self, event: IkeEvent) -> None:
+        """charon told something of an IKE_SA, a CHILD_SA, or what it is about."""
+        self.ike.on_event(event)
+        self._run()
+
+    def on_charon_ready(self, setup: IkeSetup) -> None:
+        """charon answers, and has this host's credentials."""
+        self.ike.on_charon_ready(setup)
+        self._run()
+
+    def on_charon_away(self, reason: str) -> None:
+        """charon cannot be used; the kernel goes on with what it has."""
+        self.ike.on_charon_away(reason)
+        self._run()
+
+    def want_proof(self, reason: str) -> None:
+        """Every peer that IKE keys must prove anew who it is."""
+        self.ike.want_proof(reason)
+        self._run()
+
     def on_guard_changed(self) -> None:
         """Somebody, perhaps we, touched the guard table."""
         self._alarms.put(GUARD, Deadline(self._after(COALESCE), "guard table changed"))
@@ -258,7 +304,8 @@ class Engine:
 
     def plan_for(self, scope: Scope) -> Plan:
         """What `change_scope` would do to the kernel, besides the keys that follow."""
-        return self._drift.foresee(self._flows(), self._drift.with_held_reqids(scope, self.scope))
+        then = self._drift.with_held_reqids(scope, self.scope)
+        return self._drift.foresee(self._flows(), self._holdings(), then)
 
     def flows(self) -> Iterable[tuple[pair.PairState, FlowState]]:
         """Every child with its pair."""
@@ -273,7 +320,9 @@ class Engine:
         self._children.update({child.id: child for child in scope.children})
         by_peer: dict[HostName, list[Child]] = {}
         for child in scope.children:
-            by_peer.setdefault(child.id.peer, []).append(child)
+            if child.keying is Keying.DIRECTORY or self._carried_by_pair(child.id):
+                by_peer.setdefault(child.id.peer, []).append(child)
+        self._set_ike_children()
         self.post.set_addresses(scope.addresses)
         for peer in {*by_peer, *self.pairs}:
             if peer not in self.pairs:
@@ -289,16 +338,87 @@ class Engine:
             self._alarms.put(("farewell", peer), goes)
         for peer in by_peer:
             self._alarms.put(("farewell", peer), None)
+        self._moving = {
+            child.id
+            for child in scope.children
+            if (
+                self._carried_by_ike if child.keying is Keying.DIRECTORY else self._carried_by_pair
+            )(child.id)
+        }
         wanted = {child.id for child in scope.children}
         for child_id in [child_id for child_id in self._children if child_id not in wanted]:
             del self._children[child_id]
             self.active_since.pop(child_id, None)
             self.tallies.pop(child_id, None)
 
+    def _set_ike_children(self) -> None:
+        self.ike.set_children(
+            [
+                child
+                for child in self.scope.children
+                if child.keying is Keying.IKE or self._carried_by_ike(child.id)
+            ],
+            self.scope.intent,
+        )
+
+    def _check_moves(self) -> bool:
+        """Children on their way from one keying to the other: the old one ends when it is empty.
+
+        Whether there is more to do.
+        """
+        finished: set[ChildId] = set()
+        for child_id in self._moving:
+            if self._children[child_id].keying is Keying.DIRECTORY:
+                if not self._carried_by_ike(child_id):
+                    finished.add(child_id)
+            elif not self._carried_by_pair(child_id):
+                finished.add(child_id)
+            elif self._peer_sends_by_ike(child_id):
+                self._queue.append(_Queued(("pair", child_id.peer), InboundTaken(child_id)))
+        if finished:
+            self._moving -= finished
+            self._enter(self.scope)
+            self._begin_keying()
+        return bool(self._queue)
+
+    def _peer_sends_by_ike(self, child: ChildId) -> bool:
+        """Whether inbound SAs of directory keying are left that the peer no longer needs."""
+        old, new = self.pairs[child.peer].flows[child], self.ike.flow(child)
+        return (
+            old.taken
+            and any(sa.state is not SaState.REKEYED for sa in old.inbound)
+            and new is not None
+            and any(not one.own for one in new.held)
+        )
+
+    def _ike_pinned(self, child: ChildId) -> None:
+        """IKE has the outbound SPs of a child: what directory keying has of it drains."""
+        known = self._children.get(child)
+        if known is not None and known.keying is Keying.IKE and self._carried_by_pair(child):
+            self._queue.appendleft(_Queued(("pair", child.peer), OutboundTaken(child)))
+
+    def _directory_pinned(self, child: ChildId) -> None:
+        """Directory keying has the outbound SPs of a child: what IKE has of it drains."""
+        if self._children[child].keying is Keying.DIRECTORY and self._carried_by_ike(child):
+            self.ike.take(child)
+
+    def _carried_by_pair(self, child: ChildId) -> bool:
+        """Whether directory keying has SAs of a child."""
+        pair_state = self.pairs.get(child.peer)
+        flow = pair_state.flows.get(child) if pair_state is not None else None
+        return flow is not None and not flow.empty
+
+    def _carried_by_ike(self, child: ChildId) -> bool:
+        """Whether IKE keying has SAs of a child."""
+        flow = self.ike.flow(child)
+        return flow is not None and not flow.empty
+
     def _begin_keying(self) -> None:
         """Own offers and what is known of peers go to the pairs; nothing while the guard is not
         in force."""
         rule = self.scope.rollover
+        if rule is None and self.pairs:
+            return  # IKE has not taken all of them over yet
         if rule is None:
             self._queue.append(_Queued(OFFERS, offers.RuleEnded()))
             return
@@ -340,14 +460,17 @@ class Engine:
                 self._tell_owner(
                     sa_id, lambda child, inbound: SaSoftExpired(child, sa_id.spi, inbound)
                 )
-            case HardExpired(sa_id):
+            case HardExpired(sa_id, reqid):
+                self.ike.on_sa_gone(sa_id, reqid)
                 self._tell_owner(
                     sa_id,
                     lambda child, inbound: SaLost(child, sa_id.spi, inbound, "hard lifetime"),
                 )
-            case SaRemoved(_, reqid) | SaAdded(_, reqid):
-                if not ours and is_our_reqid(reqid):
-                    self._look_soon("SAs changed by another")
+            case SaRemoved(sa_id, reqid):
+                self.ike.on_sa_gone(sa_id, reqid)
+                self._sas_changed(sa_id, reqid, ours)
+            case SaAdded(sa_id, reqid):
+                self._sas_changed(sa_id, reqid, ours)
             case SpChanged():
                 if not ours:
                     self._look_soon("SPs changed by another")
@@ -358,6 +481,11 @@ class Engine:
                 self._look_soon("events lost")
             case Acquired():
                 pass  # an SP of ours without its SA holds the packet; the SA is being asked for
+
+    def _sas_changed(self, sa_id: SaId, reqid: Reqid, ours: bool) -> None:
+        charons = reqid in self.ike.reqids() and self._index.owner(sa_id) is None
+        if not ours and not charons and is_our_reqid(reqid):
+            self._look_soon("SAs changed by another")
 
     def _tell_owner(self, sa_id: SaId, event: Callable[[ChildId, bool], pair.PairEvent]) -> None:
         owner = self._index.owner(sa_id)
@@ -373,10 +501,13 @@ class Engine:
 
     def _look(self) -> None:
         """Hold the kernel against what it should hold; SAs that are gone get fresh successors."""
-        lost = self._drift.repair(self._flows(), self.scope)
-        again = RETRY if lost is None else DUMP_EVERY
+        looked = self._drift.repair(self._flows(), self._holdings(), self.scope)
+        again = RETRY if looked is None else DUMP_EVERY
         self._alarms.put(DUMP, Deadline(self._after(again), "periodic dump"))
-        for sa_id in lost or ():
+        if looked is None:
+            return
+        self.ike.hold_against(looked.sas)
+        for sa_id in looked.lost:
             owner = self._index.owner(sa_id)
             if owner is None:
                 raise Bug(f"SA {sa_id} is wanted by nobody")
@@ -388,18 +519,23 @@ class Engine:
 
     def _run(self) -> None:
         """Until the queue is empty: step the machine, perform what it orders."""
-        while self._queue and not self._closed:
-            queued = self._queue.popleft()
-            match queued.target:
-                case ("pair", peer):
-                    self._step_pair(peer, queued.event)
-                case "offers":
-                    self._step_offers(queued.event)
-                case "outbox":
-                    self._step_outbox(queued.event)
-                case _:
-                    raise Bug(f"nobody is {queued.target}")
+        while not self._closed:
+            if self._queue:
+                self._step(self._queue.popleft())
+            elif not self.ike.work() and not self._check_moves():
+                break
         self._changed()
+
+    def _step(self, queued: _Queued) -> None:
+        match queued.target:
+            case ("pair", peer):
+                self._step_pair(peer, queued.event)
+            case "offers":
+                self._step_offers(queued.event)
+            case "outbox":
+                self._step_outbox(queued.event)
+            case _:
+                raise Bug(f"nobody is {queued.target}")
 
     def _step_pair(self, peer: HostName, event: object) -> None:
         before = self.pairs.get(peer)
@@ -447,7 +583,10 @@ class Engine:
             case InstallInbound():
                 self._answer(peer, self._installer.install_inbound(action))
             case InstallOutbound():
-                self._answer(peer, self._installer.install_outbound(action))
+                switched = self._installer.install_outbound(action)
+                self._answer(peer, [switched])
+                for keyed in switched.sas:
+                    self._directory_pinned(keyed.child)
             case RemoveInbound(child, spi):
                 self._remove(child, SaId(child.local, spi), inbound=True)
             case RemoveOutbound(child, spi):
@@ -573,6 +712,9 @@ class Engine:
 
     def _flows(self) -> list[FlowState]:
         return [flow for _, flow in self.flows()]
+
+    def _holdings(self) -> list[IkeHolding]:
+        return [IkeHolding(flow.child, flow.pinned) for _, flow in self.ike.flows()]
 
     def _current(self) -> OfferSeq | None:
         return None if self.offers.current is None else self.offers.current.seq

@@ -185,7 +185,7 @@ class Installer:
 
     # Outbound
 
-    def install_outbound(self, order: InstallOutbound) -> list[PairEvent]:
+    def install_outbound(self, order: InstallOutbound) -> OutboundSwitched:
         """The twins of confirmed SAs, then the switch of the SPs that pin them."""
         refused: list[NotInstalled] = []
         jobs: list[_Job] = []
@@ -207,7 +207,7 @@ class Installer:
         standing = self._read_back(added, refused)
         switched = [job.keyed for job in standing if self._switched(job, refused)]
         self._remember_refused(order, refused)
-        return [OutboundSwitched(tuple(switched), tuple(refused))]
+        return OutboundSwitched(tuple(switched), tuple(refused))
 
     def _remember_refused(self, order: InstallOutbound, refused: Sequence[NotInstalled]) -> None:
         reasons = {one.child: one.reason for one in refused}

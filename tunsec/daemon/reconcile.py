@@ -5,7 +5,9 @@ from dataclasses import dataclass, replace
 
 from tunsec.machines.facts import Adopted, AdoptedSa
 from tunsec.machines.flow import FlowState
-from tunsec.model.flow import Child, ChildId
+from tunsec.machines.ike_facts import Adopted as IkeAdopted
+from tunsec.machines.ike_facts import KernelSa
+from tunsec.model.flow import Child, ChildId, Keying
 from tunsec.model.names import Address, Reqid, Spi
 from tunsec.model.ownership import PRIORITY_BLOCK, is_our_sa, is_our_sp
 from tunsec.model.sa import UNLIMITED, Sa, SaDirection, SaId
@@ -32,12 +34,14 @@ class Adoption:
 
     by_peer: Mapping[str, Adopted]
     useless: tuple[SaId, ...]
+    ike: tuple[IkeAdopted, ...] = ()
 
 
 def adopt(children: Mapping[ChildId, Child], have: Image) -> Adoption:
     """Sort our SAs in the kernel by child and direction.
 
-    An outbound SA counts only if the child's SPs pin it; the others were never switched to.
+    An outbound SA counts only if the child's SPs pin it; the others were never switched to. Those
+    of children that IKE keys are sorted by their machines.
     """
     by_reqid = {child.reqid: child for child in children.values()}
     pinned = {child.id: _pinned(child, have) for child in children.values()}
@@ -48,6 +52,8 @@ def adopt(children: Mapping[ChildId, Child], have: Image) -> Adoption:
         if not is_our_sa(sa):
             continue
         child = by_reqid.get(sa.reqid)
+        if child is not None and _is_ikes(child):
+            continue
         if child is None or sa.aead is None or sa.larval:
             useless.append(sa.id)
         elif _runs(sa, child, inbound=True):
@@ -65,6 +71,23 @@ def adopt(children: Mapping[ChildId, Child], have: Image) -> Adoption:
             for peer in peers
         },
         tuple(useless),
+        tuple(_adopt_ike(child, have) for child in children.values() if _is_ikes(child)),
+    )
+
+
+def _is_ikes(child: Child) -> bool:
+    return child.keying is Keying.IKE
+
+
+def _adopt_ike(child: Child, have: Image) -> IkeAdopted:
+    """What the kernel holds of a child that IKE keys, whoever made it."""
+    mine = [sa for sa in have.sas.values() if sa.reqid == child.reqid and not sa.larval]
+    mine.sort(key=lambda sa: sa.usage.added_at)
+    inbound = [KernelSa(sa.id.spi, sa.aead) for sa in mine if _runs(sa, child, inbound=True)]
+    outbound = [KernelSa(sa.id.spi, sa.aead) for sa in mine if _runs(sa, child, inbound=False)]
+    pinned = _pinned(child, have)
+    return IkeAdopted(
+        child.id, tuple(inbound), next((sa for sa in outbound if sa.spi == pinned), None)
     )
 
 
@@ -82,13 +105,28 @@ def _pinned(child: Child, have: Image) -> Spi | None:
     return spis.pop() if len(spis) == 1 else None
 
 
-def want(flows: Iterable[FlowState], blocks: Iterable[Sp]) -> Wanted:
+@dataclass(frozen=True, slots=True)
+class IkeHolding:
+    """A child whose SAs are charon's: ours are the SPs, which pin one of them or none."""
+
+    child: Child
+    pinned: Spi | None
+
+
+def want(
+    flows: Iterable[FlowState], blocks: Iterable[Sp], ike: Iterable[IkeHolding] = ()
+) -> Wanted:
     """What the kernel must hold of ours, by the machines' word.
 
-    SAs carry no keys: one that is gone can only be replaced (law 3).
+    SAs carry no keys: one that is gone can only be replaced (law 3). What charon makes is neither
+    wanted here nor extra (`without_charons`).
     """
     sas: list[WantedSa] = []
     sps: list[Sp] = list(blocks)
+    for holding in ike:
+        sps += inbound_sps(holding.child)
+        if holding.pinned is not None:
+            sps += outbound_sps(holding.child, holding.pinned)
     for flow in flows:
         child = flow.child
         sas += [
@@ -104,6 +142,17 @@ def want(flows: Iterable[FlowState], blocks: Iterable[Sp]) -> Wanted:
         if active is not None:
             sps += outbound_sps(child, active.spi)
     return wanted(sas, sps)
+
+
+def without_charons(have: Image, want: Wanted, ike: Iterable[IkeHolding]) -> Image:
+    """The image without the SAs that charon keeps, or left behind."""
+    reqids = {holding.child.reqid for holding in ike}
+    if not reqids:
+        return have
+    kept = {
+        sa_id: sa for sa_id, sa in have.sas.items() if sa.reqid not in reqids or sa_id in want.sas
+    }
+    return replace(have, sas=kept)
 
 
 def settled(want: Wanted, have: Image) -> Wanted:

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from tunsec.machines.facts import AdoptedSa
 from tunsec.model.aead import Aead
 from tunsec.model.event import Event
 from tunsec.model.flow import ChildId
@@ -22,13 +21,21 @@ class CharonAway(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class KernelSa:
+    """An SA that the kernel holds; `aead` is None for one that tunsec does not use."""
+
+    spi: Spi
+    aead: Aead | None
+
+
+@dataclass(frozen=True, slots=True)
 class Adopted(Event):
-    """What the kernel held when the flow came to this machine: inbound SAs, oldest first, and the
-    outbound one that the SPs pin. Whether a charon keeps them is not known yet."""
+    """What the kernel held when the daemon started: inbound SAs, oldest first, and the outbound one
+    that the SPs pin. Whether a charon keeps them is not known yet."""
 
     child: ChildId
-    inbound: tuple[AdoptedSa, ...]
-    outbound: AdoptedSa | None
+    inbound: tuple[KernelSa, ...]
+    outbound: KernelSa | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,10 +28,9 @@ from tunsec.machines.table import Table
 from tunsec.model.aead import Aead
 from tunsec.model.clock import Instant, Seconds
 from tunsec.model.flow import Child
+from tunsec.model.ike import SLOTS
 from tunsec.model.names import Spi
 
-SLOTS: Final = 2
-"""CHILD_SAs of one sender at a time: one in use, and its predecessor or successor."""
 SETTLED_AFTER: Final = Seconds(1.0)
 """A CHILD_SA of the peer that is this old stands at both ends: the peer has had its answer, or has
 asked again."""

@@ -54,8 +54,9 @@ from tunsec.model.secret import Secret
 from tunsec.model.selector import UDP, any_network
 from tunsec.model.sp import Sp, SpAction, SpDirection, SpId, Template
 from tunsec.model.step import AddSp, UpdateSp
+from tunsec.plan.ike_proposals import esp_proposals, ike_proposals
 from tunsec.policy.kinds import selectors
-from tunsec.wire.vici.proposals import esp_proposals, ike_proposals
+from tunsec.plan.ike_proposals import esp_proposals, ike_proposals
 from tunsec_lab.charon import LabCharon
 from tunsec_lab.host import Host, Lab
 from tunsec_lab.namespaces import inside

@@ -23,7 +23,7 @@ from tunsec.model.names import Mark
 from tunsec.model.sa import SaDirection
 from tunsec.model.secret import Secret
 from tunsec.plan.ike_options import Ignored, ignored_options
-from tunsec.wire.vici.proposals import esp_proposals
+from tunsec.plan.ike_proposals import esp_proposals
 from tunsec_lab.capture import LeakWatch
 from tunsec_lab.host import Lab
 

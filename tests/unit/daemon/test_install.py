@@ -112,7 +112,7 @@ class Bench:
     def outbound(self, *spis: int, child: ChildId | None = None) -> OutboundSwitched:
         """Order outbound SAs for the first child."""
         sas = tuple(Keyed(child or self.child.id, Spi(spi), AEAD, OWN, PEER) for spi in spis)
-        [answer] = self.installer.install_outbound(InstallOutbound(sas))
+        answer = self.installer.install_outbound(InstallOutbound(sas))
         assert isinstance(answer, OutboundSwitched)
         return answer
 

@@ -8,7 +8,6 @@ unknown keys are passed over, on purpose. No text is taken apart.
 
     values       reading typed values of a dictionary, with the path in every error
     requests     connections, credentials and commands
-    proposals    what to propose, from what charon can do
     answers      IKE_SAs, connections, algorithms, version, statistics
     events       what happens, unasked
 """

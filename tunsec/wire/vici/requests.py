@@ -11,6 +11,7 @@ from typing import Final, TypeAlias
 from tunsec.model.aead import Aead
 from tunsec.model.flow import OffloadWish
 from tunsec.model.ike import (
+    MAX_NAME,
     Authority,
     CertificateAuth,
     EspProposal,
@@ -31,8 +32,6 @@ from tunsec.wire.vici.values import U32, Malformed
 Value: TypeAlias = "str | bytes | Sequence[str | bytes] | dict[str, Value]"
 Message: TypeAlias = dict[str, Value]
 
-MAX_NAME: Final = 200
-"""Section names have one byte for their length, and list-sas adds an id to a child's."""
 MAX_LABEL: Final = 200
 _MAX_DIGITS: Final = 15
 """parse_bytes, parse_uint64 and parse_time read into char[16] (vici_config.c)."""

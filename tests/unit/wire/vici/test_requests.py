@@ -32,7 +32,7 @@ from tunsec.model.ike_sa import Algorithms
 from tunsec.model.names import Mark, Reqid
 from tunsec.model.ownership import REQID_FIRST
 from tunsec.model.secret import Secret
-from tunsec.wire.vici.proposals import AEAD_NAMES, esp_proposals, ike_proposals
+from tunsec.plan.ike_proposals import AEAD_NAMES, esp_proposals, ike_proposals
 from tunsec.wire.vici.requests import (
     encode_authority,
     encode_connection,

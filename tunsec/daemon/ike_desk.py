@@ -1,0 +1,680 @@
+"""Everything about IKE keying on this host: the machine of each connection, what charon tells, what
+it is told. Synchronous like the engine, which feeds it and owns it.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from tunsec.daemon.alarm import Alarms
+from tunsec.daemon.install import Installer, inbound_id, outbound_id
+from tunsec.daemon.journal import fields
+from tunsec.machines import ike_peer
+from tunsec.machines.facts import ChildrenChanged, OutboundTaken, TimerFired
+from tunsec.machines.flow import Phase
+from tunsec.machines.ike_facts import (
+    Adopted,
+    CharonAway,
+    CharonReady,
+    ChildDown,
+    ChildUp,
+    IkeDown,
+    IkeReplaced,
+    IkeUp,
+    InitiateEnded,
+    Listed,
+    LoadEnded,
+    OutboundPinned,
+    ReauthWanted,
+    SaGone,
+    SaUsage,
+    SeenChild,
+    SeenIke,
+    Stray,
+    UsageTold,
+)
+from tunsec.machines.ike_flow import IkeFlow
+from tunsec.machines.ike_orders import (
+    Initiate,
+    ListSas,
+    LoadConnection,
+    PinOutbound,
+    ReadSaUsage,
+    RemoveStray,
+    TerminateChild,
+    TerminateIke,
+)
+from tunsec.machines.ike_peer import IkeState
+from tunsec.machines.orders import Action, BlockOutbound
+from tunsec.model.clock import Deadline, Instant
+from tunsec.model.errors import Bug, Refused, TunsecError, Unavailable
+from tunsec.model.flow import Child, ChildId
+from tunsec.model.ike import NAME_PREFIX, ConnectionId, IkeChild
+from tunsec.model.ike_sa import (
+    CharonSaid,
+    ChildEnded,
+    ChildEstablished,
+    ChildRekeyed,
+    ChildSa,
+    EventUnread,
+    IkeEnded,
+    IkeEstablished,
+    IkeEvent,
+    IkeRef,
+    IkeRekeyed,
+    IkeSa,
+)
+from tunsec.model.ike_sa import (
+    IkeState as CharonState,
+)
+from tunsec.model.names import HostName, Reqid, Spi
+from tunsec.model.sa import Sa, SaId
+from tunsec.plan.ike_connection import IkeSetup, Slot, ike_connection, slots
+from tunsec.plan.ike_options import ignored_options
+from tunsec.policy.intent import Intent
+from tunsec.ports import Clock, Entropy, Ike, Kernel
+
+WORDS_KEPT: Final = 4
+"""Lines of charon's log that are kept of a connection, to tell why it failed."""
+PACKET_GROUPS: Final = frozenset({"NET", "ENC"})
+"""Log groups that only say which packets came and went."""
+_BEGINNING: Final = (CharonState.CREATED, CharonState.CONNECTING)
+_STANDING: Final = (CharonState.ESTABLISHED, CharonState.REKEYING)
+
+log = logging.getLogger("tunsec.ike")
+
+
+@dataclass(slots=True)
+class Connection:
+    """One connection: its machine, and what is needed to speak of it with charon."""
+
+    id: ConnectionId
+    state: IkeState
+    slots: Mapping[str, Slot] = field(default_factory=dict)
+    """By the name of a child configuration."""
+    asked: Mapping[str, IkeChild] = field(default_factory=dict)
+    """What charon was last given."""
+    ikes: dict[int, tuple[IkeSa, Instant]] = field(default_factory=dict)
+    """What charon last told of each IKE_SA, and when."""
+    words: deque[str] = field(default_factory=lambda: deque(maxlen=WORDS_KEPT))
+
+
+@dataclass(frozen=True, slots=True)
+class Spoken:
+    """How an IKE_SA stands, for people."""
+
+    ike: IkeSa
+    at: Instant
+
+
+class IkeDesk:
+    """The IKE half of the engine."""
+
+    def __init__(
+        self,
+        *,
+        host: HostName,
+        kernel: Kernel,
+        ike: Ike | None,
+        installer: Installer,
+        clock: Clock,
+        entropy: Entropy,
+        is_directorys: Callable[[SaId], bool],
+        on_pinned: Callable[[ChildId], None],
+        remove: Callable[[ChildId, SaId, bool], None],
+        wake: Callable[[], None],
+    ) -> None:
+        """`is_directorys` tells SAs that directory keying made; `on_pinned` hears that a child's
+        SPs pin one of ours; `remove` takes an SA away, which is inbound or not; `wake` has
+        `work` called soon.
+        """
+        self._host = host
+        self._kernel = kernel
+        self._ike = ike
+        self._installer = installer
+        self._clock = clock
+        self._entropy = entropy
+        self._is_directorys = is_directorys
+        self._on_pinned = on_pinned
+        self._remove = remove
+        self._wake = wake
+        self._connections: dict[ConnectionId, Connection] = {}
+        self._by_name: dict[str, ConnectionId] = {}
+        self._children: dict[ChildId, Child] = {}
+        self._identities: Mapping[HostName, str] = {}
+        self._setup: IkeSetup | None = None
+        self._away = "charon was not reached yet"
+        self._alarms: Alarms[ConnectionId] = Alarms()
+        self._queue: deque[tuple[ConnectionId, ike_peer.IkeEvent]] = deque()
+        self._listing: set[ConnectionId] = set()
+        self._list_next: set[ConnectionId] = set()
+
+    # What the engine asks
+
+    @property
+    def ready(self) -> bool:
+        """Whether charon can be used."""
+        return self._setup is not None
+
+    @property
+    def away(self) -> str:
+        """Why not."""
+        return "" if self.ready else self._away
+
+    @property
+    def connections(self) -> Iterable[Connection]:
+        """All connections."""
+        return self._connections.values()
+
+    def flows(self) -> Iterable[tuple[Connection, IkeFlow]]:
+        """Every child with its connection."""
+        for connection in self._connections.values():
+            for flow in connection.state.flows.values():
+                yield connection, flow
+
+    def flow(self, child: ChildId) -> IkeFlow | None:
+        """A child's machine."""
+        connection = self._connections.get(_connection_of(child))
+        return None if connection is None else connection.state.flows.get(child)
+
+    def reqids(self) -> frozenset[Reqid]:
+        """SAs of these reqids come and go as charon does: they are neither extra nor lost."""
+        return frozenset(child.reqid for child in self._children.values())
+
+    # Facts
+
+    def set_children(self, children: Iterable[Child], intent: Intent | None) -> None:
+        """The children that IKE keys, and those that it still carries for another keying."""
+        if intent is not None:
+            self._identities = {host.name: host.identity for host in intent.hosts}
+        now = {child.id: child for child in children}
+        self._children |= now  # those that go are still spoken of until they are gone
+        wanted: dict[ConnectionId, list[Child]] = {}
+        for child in now.values():
+            wanted.setdefault(_connection_of(child.id), []).append(child)
+        for connection_id in wanted.keys() - self._connections.keys():
+            self._open(connection_id)
+        for connection in list(self._connections.values()):
+            mine = tuple(wanted.get(connection.id, ()))
+            connection.slots = slots(mine, self._host)
+            self._tell(connection.id, ChildrenChanged(mine))
+        self.work()
+        self._children = now
+        for connection_id in self._connections.keys() - wanted.keys():
+            self._shut(connection_id)
+
+    def _open(self, connection_id: ConnectionId) -> None:
+        first = self._host < connection_id.peer
+        reauth = None if self._setup is None else self._setup.rules.reauth_after
+        state = IkeState(connection_id.peer, first, reauth, away=self._away)
+        self._connections[connection_id] = Connection(connection_id, state)
+        self._by_name[connection_id.name] = connection_id
+        if self._setup is not None:
+            self._tell(connection_id, CharonReady())
+
+    def _shut(self, connection_id: ConnectionId) -> None:
+        del self._connections[connection_id]
+        del self._by_name[connection_id.name]
+        self._alarms.put(connection_id, None)
+        if self._setup is not None and self._ike is not None:
+            self._ike.unload(connection_id.name, done=_logged("unloading", connection_id.name))
+
+    def adopt(self, adopted: Iterable[Adopted]) -> None:
+        """What the kernel holds of children, from an earlier life."""
+        for one in adopted:
+            self._tell(_connection_of(one.child), one)
+
+    def take(self, child: ChildId) -> None:
+        """Another keying pins a child's outbound SPs now."""
+        self._queue.appendleft((_connection_of(child), OutboundTaken(child)))
+
+    def on_charon_ready(self, setup: IkeSetup) -> None:
+        """charon answers, and has our credentials."""
+        self._setup, self._away = setup, ""
+        for connection in self._connections.values():
+            reauth_after = setup.rules.reauth_after
+            connection.state = replace(connection.state, reauth_after=reauth_after)
+            connection.ikes.clear()
+            self._tell(connection.id, CharonReady())
+        if self._ike is not None:
+            self._ike.connections(done=self._unload_strangers)
+
+    def _unload_strangers(self, names: Sequence[str] | TunsecError) -> None:
+        """Connections that an earlier policy or life loaded and this one does not want."""
+        if isinstance(names, TunsecError) or self._ike is None:
+            return
+        for name in names:
+            if name not in self._by_name:
+                self._ike.unload(name, done=_logged("unloading", name))
+
+    def on_charon_away(self, reason: str) -> None:
+        """charon cannot be used."""
+        self._setup, self._away = None, reason
+        self._listing.clear()
+        self._list_next.clear()
+        for connection_id in self._connections:
+            self._tell(connection_id, CharonAway(reason))
+
+    def want_proof(self, reason: str) -> None:
+        """Every peer must prove anew who it is."""
+        for connection_id in self._connections:
+            self._tell(connection_id, ReauthWanted(reason))
+
+    def on_sa_gone(self, sa_id: SaId, reqid: Reqid) -> None:
+        """An SA of ours left the kernel."""
+        for child in self._children.values():
+            if child.reqid != reqid:
+                continue
+            for inbound in (True, False):
+                if sa_id.dst == (child.id.local if inbound else child.id.remote):
+                    fact = SaGone(child.id, sa_id.spi, inbound)
+                    self._tell(_connection_of(child.id), fact)
+
+    def hold_against(self, sas: Mapping[SaId, Sa]) -> None:
+        """The kernel was dumped: what is missing was flushed, or its event was lost."""
+        for _, flow in self.flows():
+            child = flow.child
+            both = [
+                pair for one in flow.held for pair in ((one.spi_in, True), (one.spi_out, False))
+            ]
+            for spi, inbound in (*both, *((one.spi, one.inbound) for one in flow.strays)):
+                sa_id = inbound_id(child, spi) if inbound else outbound_id(child, spi)
+                if sa_id not in sas:
+                    self._tell(_connection_of(child.id), SaGone(child.id, spi, inbound))
+
+    def on_event(self, event: IkeEvent) -> None:
+        """charon told something."""
+        match event:
+            case IkeEstablished(ike):
+                self._note_ike(ike)
+                self._tell_named(ike, IkeUp(SeenIke(ike.id, ike.initiator)))
+            case IkeEnded(ike):
+                self._forget_ike(ike)
+                self._tell_named(ike, IkeDown(ike.id))
+            case IkeRekeyed(old, new):
+                self._forget_ike(old)
+                self._note_ike(new)
+                self._tell_named(new, IkeReplaced(old.id, new.id))
+            case ChildEstablished(ike, child):
+                self._child_up(ike, child)
+            case ChildEnded(ike, child):
+                self._tell_named(ike, ChildDown(child.id))
+            case ChildRekeyed(ike, old, new):  # by an admin's hand
+                self._tell_named(ike, ChildDown(old.id))
+                self._child_up(ike, new)
+            case CharonSaid():
+                self._heard(event)
+            case EventUnread(reason):
+                log.warning("event of charon not understood", extra=fields({"reason": reason}))
+                self.relist()
+            case _:
+                pass
+
+    def relist(self) -> None:
+        """Something was missed: take charon's list again."""
+        self._list_next.update(self._connections)
+        self._list()
+
+    def _child_up(self, ike: IkeSa, child: ChildSa) -> None:
+        connection = self._connection(ike.name)
+        if connection is None:
+            return
+        seen = self._seen_child(connection, ike, child, self._read(connection, child))
+        if seen is not None:
+            if seen.ignored:
+                log.error(
+                    "CHILD_SA not as asked",
+                    extra=fields({"child": child.name, "option": seen.ignored}),
+                )
+            self._tell(connection.id, ChildUp(seen))
+
+    def _heard(self, said: CharonSaid) -> None:
+        connection = self._connection(said.ike_name or "")
+        if connection is not None and said.group not in PACKET_GROUPS:
+            connection.words.append(said.words.strip())
+
+    # Time
+
+    def deadline(self) -> Deadline | None:
+        """When `tick` must be called at the latest."""
+        return self._alarms.next()
+
+    def tick(self) -> None:
+        """Time has passed."""
+        for connection_id in self._alarms.due(self._clock.now()):
+            self._tell(connection_id, TimerFired())
+
+    # Machines
+
+    def work(self) -> bool:
+        """Until nothing is left to do; whether there was anything."""
+        worked = bool(self._queue)
+        while self._queue:
+            connection_id, event = self._queue.popleft()
+            self._step(connection_id, event)
+        return worked
+
+    def drop(self) -> None:
+        """Nothing is worked on any more."""
+        self._queue.clear()
+
+    def _step(self, connection_id: ConnectionId, event: ike_peer.IkeEvent) -> None:
+        connection = self._connections.get(connection_id)
+        if connection is None:
+            return  # the policy dropped it while this was queued
+        now = self._clock.now()
+        before = connection.state
+        done = ike_peer.step(before, event, now, self._entropy.fraction())
+        connection.state = done.state
+        self._log_phases(before, done.state, now)
+        self._alarms.put(connection_id, ike_peer.deadline(done.state))
+        for action in done.actions:
+            self._perform(connection, action)
+
+    def _perform(self, connection: Connection, action: Action) -> None:
+        match action:
+            case LoadConnection(variant):
+                self._load(connection, variant)
+            case Initiate(child, slot):
+                self._initiate(connection, child, slot)
+            case ListSas():
+                self._list_next.add(connection.id)
+                self._list()
+            case TerminateChild(ike_id, child_id):
+                ref = self._ref(connection, ike_id)
+                if ref is not None and self._ike is not None:
+                    done = _logged("terminating a CHILD_SA of", connection.id.name)
+                    self._ike.terminate_child(ref, child_id, done=done)
+            case TerminateIke(ike_id):
+                ref = self._ref(connection, ike_id)
+                if ref is not None and self._ike is not None:
+                    done = _logged("terminating", connection.id.name)
+                    self._ike.terminate_ike(ref, done=done)
+            case PinOutbound(child, spi):
+                error = self._installer.pin_standing(self._children[child], spi)
+                self._answer(connection, OutboundPinned(child, spi, error))
+                if not error:
+                    self._on_pinned(child)
+            case BlockOutbound(child):
+                self._installer.block(self._child(child))
+            case RemoveStray(child, spi, inbound):
+                sa_id = SaId(child.local if inbound else child.remote, spi)
+                self._remove(child, sa_id, inbound)
+            case ReadSaUsage(sas):
+                self._answer(connection, UsageTold(tuple(self._usage(sas))))
+            case _:
+                raise Bug(f"nobody performs {action}")
+
+    def _child(self, child_id: ChildId) -> Child:
+        """A child that may have left the policy with the order that is performed."""
+        known = self._children.get(child_id)
+        if known is None:
+            raise Bug(f"{child_id} is not known")
+        return known
+
+    def _answer(self, connection: Connection, event: ike_peer.IkeEvent) -> None:
+        """Answers go first: the machine sees no other fact while an order of its own is open."""
+        self._queue.appendleft((connection.id, event))
+
+    def _tell(self, connection_id: ConnectionId, event: ike_peer.IkeEvent) -> None:
+        self._queue.append((connection_id, event))
+
+    def _tell_named(self, ike: IkeSa, event: ike_peer.IkeEvent) -> None:
+        connection = self._connection(ike.name)
+        if connection is not None:
+            self._tell(connection.id, event)
+
+    def _connection(self, name: str) -> Connection | None:
+        connection_id = self._by_name.get(name)
+        return None if connection_id is None else self._connections[connection_id]
+
+    # What charon is told
+
+    def _load(self, connection: Connection, variant: int) -> None:
+        if self._ike is None or self._setup is None:
+            raise Bug("charon is not ready")
+        name = connection.id
+
+        def done(error: TunsecError | None) -> None:
+            self._later(name, LoadEnded(variant, "" if error is None else str(error)))
+
+        try:
+            wanted = ike_connection(
+                connection.id,
+                [flow.child for flow in connection.state.flows.values()],
+                host=self._host,
+                identities=self._identities,
+                setup=self._setup,
+                variant=variant,
+            )
+        except Refused as error:
+            self._answer(connection, LoadEnded(variant, str(error)))
+            return
+        connection.asked = {child.name: child for child in wanted.children}
+        self._ike.load(wanted, done=done)
+
+    def _initiate(self, connection: Connection, child: ChildId, slot: int) -> None:
+        if self._ike is None:
+            raise Bug("charon is not ready")
+        name = next(
+            name for name, one in connection.slots.items() if one == Slot(child, True, slot)
+        )
+        connection.words.clear()
+
+        def done(error: TunsecError | None) -> None:
+            fact = InitiateEnded(child, "" if error is None else str(error))
+            self._later(connection.id, fact)
+
+        self._ike.initiate(connection.id.name, name, done=done)
+
+    def _later(self, connection_id: ConnectionId, event: ike_peer.IkeEvent) -> None:
+        """An answer of charon has come."""
+        self._tell(connection_id, event)
+        self._wake()
+
+    def _ref(self, connection: Connection, ike_id: int) -> IkeRef | None:
+        known = connection.ikes.get(ike_id)
+        return None if known is None else known[0].ref
+
+    # charon's list
+
+    def _list(self) -> None:
+        """One list at a time, for all who ask."""
+        if self._listing or not self._list_next or self._ike is None or self._setup is None:
+            return
+        self._listing, self._list_next = self._list_next, set()
+        asked = frozenset(self._listing)
+        # Dumped before charon is asked: what is added between the two is no stray then.
+        kernel = self._dump()
+
+        def done(answer: Sequence[IkeSa] | TunsecError) -> None:
+            if self._listing == asked:
+                self._listing = set()
+                self._take_list(asked, answer, kernel)
+                self._list()
+
+        self._ike.sas(done=done)
+
+    def _dump(self) -> Mapping[SaId, Sa]:
+        try:
+            return self._kernel.sas()
+        except (Refused, Unavailable):
+            return {}
+
+    def _take_list(
+        self,
+        asked: frozenset[ConnectionId],
+        answer: Sequence[IkeSa] | TunsecError,
+        kernel: Mapping[SaId, Sa],
+    ) -> None:
+        for connection_id in asked & self._connections.keys():
+            connection = self._connections[connection_id]
+            if isinstance(answer, TunsecError):
+                self._tell(connection_id, Listed(error=str(answer)))
+            else:
+                mine = [ike for ike in answer if ike.name == connection_id.name]
+                self._tell(connection_id, self._listed(connection, mine, kernel))
+        if not isinstance(answer, TunsecError):
+            self._end_strangers(answer)
+        self._wake()
+
+    def _end_strangers(self, ikes: Sequence[IkeSa]) -> None:
+        """IKE_SAs of connections of ours that the policy no longer has."""
+        for ike in ikes:
+            ours = ike.name.startswith(NAME_PREFIX)
+            if ours and ike.name not in self._by_name and self._ike is not None:
+                self._ike.terminate_ike(ike.ref, done=_logged("terminating", ike.name))
+
+    def _listed(
+        self, connection: Connection, ikes: Sequence[IkeSa], kernel: Mapping[SaId, Sa]
+    ) -> Listed:
+        connection.ikes.clear()
+        standing = [ike for ike in ikes if ike.state in _STANDING]
+        for ike in standing:
+            self._note_ike(ike)
+        found = [
+            self._seen_child(connection, ike, child, self._read(connection, child))
+            for ike in standing
+            for child in ike.children
+        ]
+        busy = any(
+            ike.state in _BEGINNING
+            or ike.tasks
+            or any(child.keyed is None for child in ike.children)
+            for ike in ikes
+        )
+        return Listed(
+            tuple(SeenIke(ike.id, ike.initiator, ike.established_for or 0) for ike in standing),
+            tuple(seen for seen in found if seen is not None),
+            tuple(self._strays(connection, ikes, kernel)),
+            busy=busy,
+            words="; ".join(connection.words),
+        )
+
+    def _strays(
+        self, connection: Connection, ikes: Sequence[IkeSa], kernel: Mapping[SaId, Sa]
+    ) -> Iterable[Stray]:
+        children = [child for ike in ikes for child in ike.children]
+        busy = {child.reqid for child in children if child.keyed is None}
+        kept = {
+            spi
+            for child in children
+            if child.keyed is not None
+            for spi in (child.keyed.spi_in, child.keyed.spi_out)
+        }
+        by_reqid = {flow.child.reqid: flow.child for flow in connection.state.flows.values()}
+        for sa in kernel.values():
+            child = by_reqid.get(sa.reqid)
+            if child is None or sa.larval or sa.id.spi in kept or sa.reqid in busy:
+                continue
+            if self._is_directorys(sa.id) or sa.id.mark is not None:
+                continue
+            if sa.id.dst in (child.id.local, child.id.remote):
+                yield Stray(child.id, sa.id.spi, sa.id.dst == child.id.local, sa.aead)
+
+    def _seen_child(
+        self,
+        connection: Connection,
+        ike: IkeSa,
+        child: ChildSa,
+        kernel: Mapping[SaId, Sa],
+    ) -> SeenChild | None:
+        """A CHILD_SA as the machine sees it; None for one that is not of our configuration."""
+        slot = connection.slots.get(child.name)
+        keyed = child.keyed
+        if slot is None or keyed is None or slot.child not in self._children:
+            return None
+        asked = connection.asked.get(child.name)
+        local, remote = connection.id.local, connection.id.remote
+        if asked is None:
+            ignored = ""  # of an earlier life: it is held against the kernel when it is loaded
+        else:
+            found = ignored_options(asked, child, kernel, local=local, remote=remote)
+            ignored = "; ".join(map(str, found))
+        return SeenChild(
+            ike.id,
+            child.id,
+            slot.child,
+            slot.own,
+            slot.slot,
+            keyed.spi_in,
+            keyed.spi_out,
+            keyed.aead,
+            ignored,
+            float(keyed.installed_for),
+        )
+
+    def _read(self, connection: Connection, child: ChildSa) -> dict[SaId, Sa]:
+        """The two SAs of a CHILD_SA, as the kernel holds them."""
+        if child.keyed is None:
+            return {}
+        ids = (
+            SaId(connection.id.local, child.keyed.spi_in),
+            SaId(connection.id.remote, child.keyed.spi_out),
+        )
+        try:
+            return {sa_id: sa for sa_id in ids if (sa := self._kernel.sa(sa_id)) is not None}
+        except (Refused, Unavailable):
+            return {}
+
+    def _usage(self, sas: Iterable[tuple[ChildId, Spi, bool]]) -> Iterable[SaUsage]:
+        for child_id, spi, inbound in sas:
+            child = self._child(child_id)
+            sa_id = inbound_id(child, spi) if inbound else outbound_id(child, spi)
+            try:
+                sa = self._kernel.sa(sa_id)
+            except (Refused, Unavailable):
+                continue  # it is looked at again
+            if sa is None:
+                yield SaUsage(child_id, spi, inbound, None)
+            else:
+                usage = sa.usage
+                yield SaUsage(child_id, spi, inbound, usage.usage_packets, usage.usage_bytes)
+
+    def _note_ike(self, ike: IkeSa) -> None:
+        connection = self._connection(ike.name)
+        if connection is not None:
+            connection.ikes[ike.id] = (ike, self._clock.now())
+
+    def _forget_ike(self, ike: IkeSa) -> None:
+        connection = self._connection(ike.name)
+        if connection is not None:
+            connection.ikes.pop(ike.id, None)
+
+    def _log_phases(self, before: IkeState, after: IkeState, now: Instant) -> None:
+        for child, flow in after.flows.items():
+            old = before.flows.get(child)
+            was = old.phase(now) if old is not None else "NEW"
+            phase = flow.phase(now)
+            if was != phase:
+                reason = ike_peer.blocked_reason(after, flow, now)
+                log.info(
+                    f"{was} -> {phase}",
+                    extra=fields(
+                        {"peer": child.peer, "flow": child.flow, "local": child.local}
+                        | ({"reason": reason} if reason else {})
+                    ),
+                )
+            if flow.reason and (old is None or old.reason != flow.reason):
+                told = {"peer": child.peer, "flow": child.flow, "reason": flow.reason}
+                log.warning("no CHILD_SA", extra=fields(told))
+
+
+PROTECTED: Final = (Phase.INSTALLED, Phase.REKEYING)
+
+
+def _connection_of(child: ChildId) -> ConnectionId:
+    """One IKE_SA per pair of addresses: transport mode knows no other."""
+    return ConnectionId(child.peer, child.local, child.remote)
+
+
+def _logged(what: str, name: str) -> Callable[[TunsecError | None], None]:
+    """An answer of which nothing follows."""
+
+    def done(error: TunsecError | None) -> None:
+        if error is not None:
+            log.info(f"{what} {name}", extra=fields({"error": error}))
+
+    return done
