@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Final
 
 from tunsec.adapters import ca_files
 from tunsec.cli.client import Client, Failed
@@ -14,6 +15,9 @@ from tunsec.wire.control import FlowStatus, Status, WaitReport
 from tunsec_lab.errors import LabError
 from tunsec_lab.host import Host, Lab
 from tunsec_lab.process import Process
+
+CONFINED: Final = ("setpriv", "--bounding-set", "-all,+net_admin", "--inh-caps", "-all")
+"""CAP_NET_ADMIN and no other, as in systemd/tunsecd.service: file modes hold for this root too."""
 
 
 @dataclass
@@ -71,12 +75,18 @@ class Cluster:
             f"flows:\n{self.flows if flows is None else flows}"
         )
 
-    def start(self, host: Host, *options: str, ready: bool = True) -> Process:
-        """Start the daemon of a host; returns when it is ready (its flows are closed)."""
+    def start(
+        self, host: Host, *options: str, ready: bool = True, confined: bool = False
+    ) -> Process:
+        """Start the daemon of a host; returns when it is ready (its flows are closed).
+
+        A `confined` one has no more rights over files than their modes give.
+        """
         for folder in (host.run_dir, host.state_dir):
             folder.mkdir(parents=True, exist_ok=True)
         daemon = host.spawn(
             [
+                *(CONFINED if confined else ()),
                 "tunsecd",
                 *("--host", host.name),
                 *("--policy", self.policy_file),
@@ -85,7 +95,8 @@ class Cluster:
                 *("--run", host.run_dir),
                 *("--state", host.state_dir),
                 *options,
-            ]
+            ],
+            name="tunsecd",
         )
         self.daemons[host.name] = daemon
         if ready:
