@@ -4,7 +4,6 @@ Names follow swanctl.conf(5), where each field's meaning is told at length.
 """
 
 import hashlib
-import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
@@ -18,11 +17,6 @@ from tunsec.model.secret import Secret
 NAME_PREFIX: Final = "tunsec-"
 """Connections, shared secrets and authorities with other names in charon are not tunsec's."""
 
-MAX_NAME: Final = 200
-"""Characters. Section names have one byte for their length, and list-sas adds an id to a child's."""
-
-_DIGEST_DIGITS: Final = 32
-
 OLDEST_CHARON: Final = (6, 0)
 """Older ones lose track of rekey collisions."""
 
@@ -35,6 +29,9 @@ SLOTS: Final = 2
 
 MAX_NAME: Final = 200
 """Section names have one byte for their length, and list-sas adds an id to a child's."""
+
+MAX_NUMBER: Final = 10**15 - 1
+"""charon reads numbers into char[16]: parse_bytes, parse_uint64, parse_time (vici_config.c)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,43 +114,6 @@ class PskAuth:
     """Both sides prove that they know a secret that is loaded as a SharedSecret."""
 
 
-class Proof(StrEnum):
-    """How two hosts prove to each other who they are."""
-
-    CERTIFICATE = "certificate"
-    PSK = "psk"
-
-
-GIVEN_UP_AFTER: Final = Seconds(4.0)
-"""charon retransmits for 3.6 s before it gives a peer up, as systemd/charon-tunsec.conf sets it."""
-
-
-@dataclass(frozen=True, slots=True)
-class IkeRules:
-    """What the operator wants of all IKE_SAs."""
-
-    proof: Proof = Proof.CERTIFICATE
-    psk_file: str | None = None
-    """Where the shared secret stands on each host; None with certificates."""
-    rekey_after: Seconds = Seconds(4 * 3600.0)
-    reauth_after: Seconds | None = None
-    """New proof of identity after this long; None is never."""
-    dead_after: Seconds | None = Seconds(5.0)
-    """A peer whose charon does not answer for this long is dead, and its SAs end; None is never."""
-    revocation: Revocation = Revocation.RELAXED
-
-    @property
-    def dpd_after(self) -> Seconds | None:
-        """When charon must probe a silent peer so that it gives it up within `dead_after`.
-
-        Whole seconds, as charon counts, and at least one: a shorter `dead_after` than one second
-        and the retransmissions cannot be had.
-        """
-        if self.dead_after is None:
-            return None
-        return Seconds(max(1.0, math.floor(self.dead_after - GIVEN_UP_AFTER)))
-
-
 @dataclass(frozen=True, slots=True)
 class TrafficSelector:
     """One side of a CHILD_SA's traffic; protocol 0 is any, ports in host order, both included."""
@@ -206,30 +166,6 @@ class IkeChild:
     set_mark_out: Mark | None = None
     """Given to packets that the outbound SA has encrypted."""
     offload: OffloadWish = OffloadWish.NONE
-
-
-@dataclass(frozen=True, slots=True)
-class ConnectionId:
-    """One IKE_SA configuration: a peer and the pair of addresses, since in transport mode an IKE_SA
-    carries the traffic of its own addresses only."""
-
-    peer: HostName
-    local: Address
-    remote: Address
-
-    @property
-    def name(self) -> str:
-        """charon's name of it, at most MAX_NAME characters: `tunsec-db2-192.0.2.11-192.0.2.12`.
-
-        A long host name ends in a hash of the whole, after a character that no name has.
-        """
-        pair = f"-{self.local}-{self.remote}"
-        room = MAX_NAME - len(NAME_PREFIX) - len(pair)
-        peer: str = self.peer
-        if len(peer) > room:
-            digest = hashlib.sha256(peer.encode()).hexdigest()[:_DIGEST_DIGITS]
-            peer = f"{peer[: room - _DIGEST_DIGITS - 1]}~{digest}"
-        return f"{NAME_PREFIX}{peer}{pair}"
 
 
 class Unique(StrEnum):

@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from tunsec.model.aead import Aead
+from tunsec.model.errors import Refused
 from tunsec.model.flow import Child, ChildId
 from tunsec.model.ike import (
+    MAX_NUMBER,
     SLOTS,
     CertificateAuth,
     ConnectionId,
+    EspProposal,
     IkeChild,
     IkeConnection,
     IkeRules,
@@ -28,7 +31,7 @@ from tunsec.model.ike import (
 from tunsec.model.ike_sa import Algorithms
 from tunsec.model.names import Address, HostName
 from tunsec.plan.ike_proposals import esp_proposals, ike_proposals
-from tunsec.plan.sas import HARD_MARGIN, INBOUND_GRACE
+from tunsec.plan.sas import lifetimes
 
 LOWER: Final = "a"
 HIGHER: Final = "b"
@@ -37,6 +40,9 @@ JITTER: Final = 0.1
 """IKE_SAs of hosts that started together are not all rekeyed in the same moment."""
 LIFE_MARGIN: Final = 1.25
 """From the rekeying of an IKE_SA to its end, if rekeying failed."""
+VARIANTS: Final = 3600
+"""Then they begin anew: no IKE_SA of so many variants ago is left, and none may live for ever."""
+GIB: Final = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +53,7 @@ class IkeSetup:
     auth: CertificateAuth | PskAuth
     ppk_id: str | None
     aeads: tuple[Aead, ...]
-    """In the order of preference."""
+    """What this host can, in the order of preference."""
     rules: IkeRules
 
 
@@ -94,8 +100,6 @@ def ike_connection(
     `variant` ends its IKE_SAs a second later. Raises Refused when there is nothing to propose.
     """
     by_id = {child.id: child for child in children}
-    rules = setup.rules
-    rekey = math.ceil(rules.rekey_after)
     return IkeConnection(
         name=connection.name,
         local=(connection.local,),
@@ -107,38 +111,55 @@ def ike_connection(
         children=tuple(
             _child(name, by_id[slot.child], setup) for name, slot in slots(children, host).items()
         ),
-        seconds=Limits(
-            rekey, math.ceil(rekey * LIFE_MARGIN) + 1 + variant, math.floor(rekey * JITTER)
-        ),
-        dpd_after=rules.dpd_after,
+        seconds=_seconds(setup.rules, variant),
+        dpd_after=setup.rules.dpd_after,
         unique=Unique.NEVER,
         ppk_id=setup.ppk_id,
     )
 
 
+def _seconds(rules: IkeRules, variant: int) -> Limits:
+    """charon rekeys IKE_SAs itself; it is tunsec that asks for new proof of identity."""
+    rekey = math.ceil(rules.rekey_after)
+    life = math.ceil(rekey * LIFE_MARGIN) + variant % VARIANTS
+    return Limits(rekey, life, math.floor(rekey * JITTER))
+
+
 def _child(name: str, child: Child, setup: IkeSetup) -> IkeChild:
     """tunsec rekeys by a new CHILD_SA of its own, so charon's rekeying is off; the hard limits
-    stand in the kernel. charon gives both SAs the same, so the longer one of plan/sas.py."""
-    rule = child.rekey
+    stand in the kernel. charon gives both SAs the same: the longer ones, the receiver's."""
+    ends = lifetimes(child.rekey, inbound=True)
     return IkeChild(
         name=name,
         reqid=child.reqid,
         local=(_selector(child.id.local, child),),
         remote=(_selector(child.id.remote, child),),
-        proposals=esp_proposals(
-            setup.algorithms, [aead for aead in setup.aeads if aead in child.aeads]
-        ),
+        proposals=_proposals(child, setup),
         replay_window=child.replay_window,
-        seconds=Limits(None, math.ceil(rule.hard_after * INBOUND_GRACE)),
-        volume=Limits(None, _hard(rule.soft_bytes)),
-        packets=Limits(None, _hard(rule.soft_packets)),
+        seconds=Limits(None, ends.hard_seconds),
+        volume=Limits(None, _readable_bytes(ends.hard_bytes)),
+        packets=Limits(None, _readable_packets(ends.hard_packets)),
         label=name,
         offload=child.offload,
     )
 
 
-def _hard(soft: int | None) -> int | None:
-    return None if soft is None else int(soft * HARD_MARGIN * INBOUND_GRACE)
+def _proposals(child: Child, setup: IkeSetup) -> tuple[EspProposal, ...]:
+    able = [aead for aead in setup.aeads if aead in child.aeads]
+    if not able:
+        wanted = " or ".join(child.aeads)
+        raise Refused(f"a proposal for {child.id.flow}", reason=f"this host has no {wanted}")
+    return esp_proposals(setup.algorithms, able)
+
+
+def _readable_bytes(count: int | None) -> int | None:
+    """charon reads numbers beyond MAX_NUMBER by a unit: in whole GiB, a millionth less at most."""
+    return count if count is None or count <= MAX_NUMBER else count // GIB * GIB
+
+
+def _readable_packets(count: int | None) -> int | None:
+    """No SA carries MAX_NUMBER packets in the month after which it is replaced at the latest."""
+    return None if count is None else min(count, MAX_NUMBER)
 
 
 def _selector(address: Address, child: Child) -> TrafficSelector:

@@ -56,7 +56,6 @@ from tunsec.model.sp import Sp, SpAction, SpDirection, SpId, Template
 from tunsec.model.step import AddSp, UpdateSp
 from tunsec.plan.ike_proposals import esp_proposals, ike_proposals
 from tunsec.policy.kinds import selectors
-from tunsec.plan.ike_proposals import esp_proposals, ike_proposals
 from tunsec_lab.charon import LabCharon
 from tunsec_lab.host import Host, Lab
 from tunsec_lab.namespaces import inside

@@ -12,6 +12,7 @@ from tunsec.model.aead import Aead
 from tunsec.model.flow import OffloadWish
 from tunsec.model.ike import (
     MAX_NAME,
+    MAX_NUMBER,
     Authority,
     CertificateAuth,
     EspProposal,
@@ -33,8 +34,8 @@ Value: TypeAlias = "str | bytes | Sequence[str | bytes] | dict[str, Value]"
 Message: TypeAlias = dict[str, Value]
 
 MAX_LABEL: Final = 200
-_MAX_DIGITS: Final = 15
-"""parse_bytes, parse_uint64 and parse_time read into char[16] (vici_config.c)."""
+MAX_IDENTITY: Final = 253
+"""Characters of a DNS name (RFC 1035 section 3.1); parse_id reads into char[512]."""
 _UNITS: Final = (("g", 1 << 30), ("m", 1 << 20), ("k", 1 << 10))
 
 _CIPHER: Final = {
@@ -285,7 +286,7 @@ def _name(name: str, what: str) -> str:
 def _plain(text: str, where: str) -> str:
     """Text in which charon sees no wildcard, prefix or DN."""
     wrong = set(text) & set("*%=,:@# \\\"'")
-    if not 0 < len(text) <= MAX_NAME or not text.isascii() or not text.isprintable() or wrong:
+    if not 0 < len(text) <= MAX_IDENTITY or not text.isascii() or not text.isprintable() or wrong:
         raise Malformed(f"{where}: {text!r} cannot be an identity")
     return text
 
@@ -333,9 +334,9 @@ def _count(value: int | None, where: str, *, scaled: bool = False) -> str:
     if value < 0:
         raise Malformed(f"{where}: {value} is below 0")
     text = str(value)
-    if len(text) > _MAX_DIGITS and scaled:
+    if value > MAX_NUMBER and scaled:
         unit, factor = next(((u, f) for u, f in _UNITS if value % f == 0), ("", 1))
         text = f"{value // factor}{unit}"
-    if len(text) > _MAX_DIGITS:
+    if len(text) > len(str(MAX_NUMBER)):
         raise Malformed(f"{where}: {value} has more digits than charon reads")
     return text
