@@ -8,11 +8,11 @@ from typing import Protocol
 from tunsec.model.aead import AeadSpeed as AeadSpeed
 from tunsec.model.clock import Instant, WallTime
 from tunsec.model.errors import Refused, TunsecError
-from tunsec.model.flow import Kind
 from tunsec.model.guard import Guard, GuardDrops
 from tunsec.model.ike import IkeConnection
 from tunsec.model.ike_sa import IkeRef, IkeSa
 from tunsec.model.names import Address
+from tunsec.model.overlay import OverlayDevice as OverlayDevice
 from tunsec.model.sa import Sa, SaId
 from tunsec.model.secret import Secret
 from tunsec.model.sp import Sp, SpId
@@ -65,23 +65,6 @@ class GuardTable(Protocol):
     def remove(self) -> None:
         """Delete the table; that it is not there is no error."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class OverlayDevice:
-    """A tunnel device as the kernel shows it."""
-
-    name: str
-    ifindex: int
-    kind: Kind
-    port: int
-    mtu: int
-    local: Address | None
-    remote: Address | None
-    vni: int | None
-    external: bool
-    underlay_mtu: int | None
-    """MTU of the route to `remote`, or of the bound device; None when neither is known."""
 
 
 class Links(Protocol):

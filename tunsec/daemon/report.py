@@ -6,16 +6,16 @@ from dataclasses import dataclass
 import tunsec
 from tunsec.daemon.engine import Engine
 from tunsec.daemon.install import inbound_id, outbound_id
+from tunsec.daemon.report_ike import PROTECTED, ike_flow_statuses
 from tunsec.daemon.tally import Tally
 from tunsec.machines.flow import FlowState, Phase
 from tunsec.machines.pair import PairState, blocked_reason
-from tunsec.model.aead import Aead
 from tunsec.model.clock import Instant
 from tunsec.model.errors import TunsecError
-from tunsec.model.flow import Mode
+from tunsec.model.flow import Keying, Mode
 from tunsec.model.names import spi_hex
 from tunsec.model.sa import Sa, SaId
-from tunsec.plan.mtu import mtu_warning
+from tunsec.plan import devices as overlays
 from tunsec.ports import GuardTable, Kernel, Links, OverlayDevice
 from tunsec.wire.control import (
     DirectoryStatus,
@@ -26,8 +26,6 @@ from tunsec.wire.control import (
     PolicyStatus,
     Status,
 )
-
-PROTECTED = (Phase.INSTALLED, Phase.REKEYING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +60,9 @@ def status(
             for flow, one in guard.drops().items()
         }
         devices = links.overlay_devices()
-        warnings += [*mtu_warnings(engine, devices), *uncovered_devices(engine, devices)]
+        scope = engine.scope
+        warnings += mtu_warnings(engine, devices)
+        warnings += overlays.uncovered_devices(scope.guarded, scope.children, devices)
     except TunsecError as error:
         warnings.append(str(error))
     counters = engine.counters
@@ -95,10 +95,13 @@ def flow_statuses(
     engine: Engine, *, sas: Mapping[SaId, Sa], now: Instant
 ) -> tuple[FlowStatus, ...]:
     """Every relation, with the counters of the SAs that are given, and what was dropped."""
-    flows = tuple(
+    flows = [
         _flow_status(engine, state, flow, sas=sas, now=now)
-        for state, flow in sorted(engine.flows(), key=lambda item: str(item[1].child.id))
-    )
+        for state, flow in engine.flows()
+        if not flow.taken and not engine.pinned_by_ike(flow.child.id)
+    ]
+    flows += ike_flow_statuses(engine, sas=sas, now=now)
+    flows.sort(key=lambda one: (one.flow, one.tenant or "", one.local, one.peer, one.remote))
     return (*flows, *_retired(engine), *_released(engine))
 
 
@@ -123,7 +126,7 @@ def _flow_status(
         peer=child.id.peer,
         tenant=child.id.tenant,
         mode=Mode.ESP,
-        keying=child.keying,
+        keying=Keying.DIRECTORY,
         local=str(child.id.local),
         remote=str(child.id.remote),
         state=flow.phase,
@@ -195,35 +198,6 @@ def _twin(engine: Engine) -> list[str]:
     return [engine.post.twin] if engine.post.twin else []
 
 
-def mtu_warnings(engine: Engine, devices: tuple[OverlayDevice, ...]) -> list[str]:
+def mtu_warnings(engine: Engine, devices: tuple[OverlayDevice, ...]) -> tuple[str, ...]:
     """Devices of protected flows whose full-size packets do not fit with ESP."""
-    by_port = {(guarded.kind, port) for guarded in engine.scope.guarded for port in guarded.ports}
-    found: list[str] = []
-    for device in devices:
-        if (device.kind, device.port) not in by_port or device.underlay_mtu is None:
-            continue
-        end = device.remote or device.local
-        version = end.version if end else 4
-        warning = mtu_warning(
-            device.name,
-            device.kind,
-            mtu=device.mtu,
-            version=version,
-            aead=Aead.AES_128_GCM,  # all AEADs of tunsec have the same overhead
-            underlay_mtu=device.underlay_mtu,
-        )
-        if warning is not None:
-            found.append(warning)
-    return found
-
-
-def uncovered_devices(engine: Engine, devices: tuple[OverlayDevice, ...]) -> list[str]:
-    """Tunnel devices to peers of the policy on a port that no flow names: they go in clear."""
-    ports = {(guarded.kind, port) for guarded in engine.scope.guarded for port in guarded.ports}
-    peers = {child.id.remote: child.id.peer for child in engine.scope.children}
-    return [
-        f"{device.name} ({device.kind} on port {device.port}) goes to {peers[device.remote]} "
-        f"in clear: no flow of the policy has this port"
-        for device in devices
-        if device.remote in peers and (device.kind, device.port) not in ports
-    ]
+    return overlays.mtu_warnings(engine.scope.guarded, devices)
