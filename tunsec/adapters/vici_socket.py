@@ -26,6 +26,7 @@ from tunsec.wire.vici.values import Malformed
 MAX_PACKET_BYTES: Final = 1 << 24
 """charon itself keeps to 512 KiB (VICI_MESSAGE_SIZE_MAX)."""
 _HEADER: Final = struct.Struct("!I")
+_CREDENTIALS: Final = struct.Struct("@iII")  # struct ucred
 _RECEIVE_BYTES: Final = 1 << 16
 _UNREADABLE: Final = (DeserializationException, struct.error, UnicodeDecodeError, ValueError)
 
@@ -67,6 +68,13 @@ class ViciSocket:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    @property
+    def pid(self) -> int:
+        """Process id of charon; 0 when it lives in a PID namespace that is not to be seen here."""
+        raw = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        pid, _, _ = _CREDENTIALS.unpack(raw)
+        return int(pid)
 
     def close(self) -> None:
         """Close; charon drops what it still had to say."""
