@@ -28,6 +28,7 @@ PRIVATE_MODE: Final = 0o600
 PUBLIC_MODE: Final = 0o644
 FOLDER_MODE: Final = 0o700
 MAX_FILE: Final = 1024 * 1024
+MADE_BY_CA: Final = "tunsec ca issue makes these files"
 CREDENTIALS: Final = Path("/run/credentials")
 """systemd puts LoadCredential= files below it, 0400, or 0440 where an ACL admits the unit's user
 (systemd.exec(5))."""
@@ -48,9 +49,12 @@ def read_public(path: Path) -> bytes:
     return body
 
 
-def read_private(path: Path) -> bytes:
-    """A file that nobody else may read; raises PolicyError when somebody may."""
-    body, status = _read(path)
+def read_private(path: Path, *, most: int = MAX_FILE, remedy: str = MADE_BY_CA) -> bytes:
+    """A file that nobody else may read; raises PolicyError when somebody may.
+
+    `most` bytes are read; `remedy` tells what to do when it cannot be.
+    """
+    body, status = _read(path, most=most, remedy=remedy)
     _check_writers(path, status)
     forbidden = 0o037 if CREDENTIALS in path.resolve().parents else 0o077
     if stat.S_IMODE(status.st_mode) & forbidden:
@@ -212,7 +216,9 @@ def settle(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _read(path: Path) -> tuple[bytes, os.stat_result]:
+def _read(
+    path: Path, *, most: int = MAX_FILE, remedy: str = MADE_BY_CA
+) -> tuple[bytes, os.stat_result]:
     try:
         # O_NONBLOCK: opening a FIFO must not wait for a writer
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -220,11 +226,11 @@ def _read(path: Path) -> tuple[bytes, os.stat_result]:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise problem(path, "is no regular file", "put a file there")
-            body = file.read(MAX_FILE + 1)
+            body = file.read(most + 1)
     except OSError as error:
-        raise problem(path, _reason(error), "tunsec ca issue makes these files") from None
-    if len(body) > MAX_FILE:
-        raise problem(path, f"has more than {MAX_FILE} bytes", "this is no key or certificate")
+        raise problem(path, _reason(error), remedy) from None
+    if len(body) > most:
+        raise problem(path, f"has more than {most} bytes", "this is no key or certificate")
     return body, status
 
 

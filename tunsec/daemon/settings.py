@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Final
 
 import tunsec
-from tunsec.model.errors import PolicyError, Problem
 from tunsec.model.names import HostName
 
 ETC: Final = Path("/etc/tunsec")
 RUN: Final = Path("/run/tunsec")
 STATE: Final = Path("/var/lib/tunsec")
 DIRECTORY: Final = "file:///srv/tunsec"
+CHARON: Final = "unix:///run/charon.vici"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,7 @@ class Settings:
     policy: Path
     identity: Path
     directory: str
+    charon: str
     run: Path
     state: Path
     log_level: str
@@ -59,7 +60,10 @@ def parse_settings(
     parser.add_argument("--run", type=Path, default=RUN, metavar="DIR")
     parser.add_argument("--state", type=Path, default=STATE, metavar="DIR")
     parser.add_argument(
-        "--charon", metavar="URL", help="VICI socket of charon, for keying ike: not in this release"
+        "--charon",
+        default=CHARON,
+        metavar="URL",
+        help="VICI socket of charon, for keying ike (default: %(default)s)",
     )
     parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning"])
     parser.add_argument(
@@ -67,15 +71,12 @@ def parse_settings(
     )
     parser.add_argument("--version", action="version", version=f"tunsecd {tunsec.__version__}")
     given = parser.parse_args(argv)
-    if given.charon:
-        raise PolicyError(
-            [Problem("--charon", "keying ike is not in this release", "leave --charon out")]
-        )
     return Settings(
         HostName(given.host),
         given.policy,
         given.identity,
         given.directory,
+        given.charon,
         given.run,
         given.state,
         given.log_level,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tunsec.model.flow import Kind, Mode
+from tunsec.model.ike import IkeAuth
 from tunsec.model.names import Address
 from tunsec.model.selector import TCP
 from tunsec.policy.kinds import ON_WIRE, Ports
@@ -61,6 +62,8 @@ def contradictions(reading: Reading) -> Iterator[Flaw]:
     yield from _identities(reading.file)
     yield from _service_addresses(reading.file, reading)
     yield from _marks(reading.file)
+    if not any(path[:1] == ("ike",) for path in reading.broken):
+        yield from _ike(reading.file)
     cut = frozenset(path[: 2 if path[0] == "defaults" else 3] for path in reading.broken if path)
     cases = [
         Case(name, flow, reading.file, reading, cut) for name, flow in reading.file.flows.items()
@@ -128,6 +131,23 @@ def _marks(file: PolicyFile) -> Iterator[Flaw]:
             f"{high - low + 1} bits mark {2 ** (high - low) - 1} tenants, the flows have {tenants}",
             f"give {tenants.bit_length() + 1} bits or more",
         )
+
+
+def _ike(file: PolicyFile) -> Iterator[Flaw]:
+    """What hosts prove themselves by: certificates, which may be revoked, or one secret of all."""
+    ike = file.ike
+    match ike.auth:
+        case IkeAuth.PSK:
+            if ike.psk_file is None:
+                remedy = "add 'psk_file: /etc/tunsec/psk' or what its path is on every host"
+                yield Flaw(("ike",), "'auth: psk' needs the file with the secret", remedy)
+            if "revocation" in ike.model_fields_set:
+                what = "'revocation' is for certificates, not for 'auth: psk'"
+                yield Flaw(("ike", "revocation"), what, "delete the key")
+        case IkeAuth.CERTIFICATE:
+            if ike.psk_file is not None:
+                what = "'psk_file' is for 'auth: psk', and the hosts use certificates"
+                yield Flaw(("ike", "psk_file"), what, "delete the key, or add 'auth: psk'")
 
 
 def _known_names(name: str, known: frozenset[str]) -> str:

@@ -12,10 +12,11 @@ from typing import Final
 from tunsec.model.aead import Aead
 from tunsec.model.errors import Bug, PolicyError, Problem
 from tunsec.model.flow import Keying, Kind, Mode, OffloadWish, OnReconnect, RekeyRule
+from tunsec.model.ike import IkeRules, Revocation
 from tunsec.model.names import Address, FlowName, HostName, Mark, TenantName, Vni
 from tunsec.policy.checks import contradictions
 from tunsec.policy.document import read_document
-from tunsec.policy.language import FlowEntry, PolicyFile
+from tunsec.policy.language import FlowEntry, IkeEntry, PolicyFile
 from tunsec.policy.problems import located, suggestion
 from tunsec.policy.reading import read_language
 from tunsec.policy.release import unreleased
@@ -113,14 +114,23 @@ class Intent:
     hosts: tuple[Host, ...]
     service_addresses: tuple[ServiceAddress, ...]
     flows: tuple[Flow, ...]
+    ike: IkeRules
     marks: Marks
     ppk: Ppk
 
     @property
     def digest(self) -> str:
         """SHA-256 of the content in hex: equal for policies that mean the same."""
-        text = json.dumps(dataclasses.asdict(self), default=_plain, sort_keys=True)
+        content = dataclasses.asdict(self)
+        if not self.uses_ike:
+            del content["ike"]  # it means nothing then
+        text = json.dumps(content, default=_plain, sort_keys=True)
         return hashlib.sha256((_DIGEST_LABEL + text).encode()).hexdigest()
+
+    @property
+    def uses_ike(self) -> bool:
+        """Whether any flow is keyed by IKE."""
+        return any(flow.keying is Keying.IKE for flow in self.flows)
 
     def host(self, name: str) -> Host:
         """A host by its name; raises PolicyError when the policy does not name it."""
@@ -177,8 +187,20 @@ def _intent(file: PolicyFile) -> Intent:
         flows=tuple(
             _flow(name, file=file, entry=entry) for name, entry in sorted(file.flows.items())
         ),
+        ike=_ike(file.ike),
         marks=Marks(low, high),
         ppk=file.defaults.ppk,
+    )
+
+
+def _ike(entry: IkeEntry) -> IkeRules:
+    return IkeRules(
+        auth=entry.auth,
+        rekey_after=entry.rekey,
+        reauth_after=entry.reauth,
+        dead_after=entry.dead_after,
+        revocation=Revocation(entry.revocation),
+        psk_file=entry.psk_file,
     )
 
 

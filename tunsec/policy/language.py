@@ -11,30 +11,39 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchem
 
 from tunsec.model.clock import Seconds
 from tunsec.model.flow import Keying, Kind, Mode, OffloadWish, OnReconnect
+from tunsec.model.ike import IkeAuth
 from tunsec.model.names import Address, FlowName, HostName, TenantName, Vni
 from tunsec.policy.units import PERCENT_PATTERN, SIZE_PATTERN, SPAN_PATTERN
 from tunsec.policy.values import (
     ALL,
     BITS,
     DNS_NAME,
+    FILE_PATH,
     HOST_NAME,
     MAX_AFTER,
+    MAX_DEAD,
     MAX_HARD,
     MAX_PORT,
     MAX_VNI,
     MIN_AFTER,
+    MIN_DEAD,
+    MIN_IKE_REKEY,
     MIN_SOFT_PACKETS,
+    NEVER,
     PLAIN_NAME,
     VERSION,
     AeadWish,
     LocalSenders,
     OtherTenants,
     Ppk,
+    RevocationWish,
     Strangers,
     choice,
+    optional_span_reader,
     read_addresses,
     read_between,
     read_bits,
+    read_file_path,
     read_flow_name,
     read_host_name,
     read_identity,
@@ -71,6 +80,8 @@ _NAMES_SCHEMA: Final[dict[str, Any]] = {
     "items": {"type": "string"},
     "uniqueItems": True,
 }
+
+_OR_NEVER: Final = rf"{SPAN_PATTERN}|^{NEVER}$"
 
 Version = Annotated[int, PlainValidator(read_version), WithJsonSchema({"enum": [VERSION]})]
 HostKey = Annotated[
@@ -116,6 +127,22 @@ SoftPackets = Annotated[
         {"anyOf": [{"type": "integer", "minimum": MIN_SOFT_PACKETS}, {"const": "none"}]}
     ),
 ]
+IkeRekey = Annotated[
+    Seconds, PlainValidator(span_reader(MIN_IKE_REKEY, MAX_AFTER)), _text(SPAN_PATTERN, "4h")
+]
+Reauth = Annotated[
+    Seconds | None,
+    PlainValidator(optional_span_reader(MIN_IKE_REKEY, MAX_HARD)),
+    _text(_OR_NEVER, "24h", NEVER),
+]
+DeadAfter = Annotated[
+    Seconds | None,
+    PlainValidator(optional_span_reader(MIN_DEAD, MAX_DEAD)),
+    _text(_OR_NEVER, "5s", NEVER),
+]
+FilePath = Annotated[
+    str, PlainValidator(read_file_path), _text(f"^{FILE_PATH}$", "/etc/tunsec/psk")
+]
 Jitter = Annotated[float, PlainValidator(read_jitter), _text(PERCENT_PATTERN, "10%")]
 
 KindWord = Annotated[Kind, PlainValidator(choice(Kind, "kind of flow")), _words(Kind)]
@@ -140,6 +167,14 @@ OtherTenantsWord = Annotated[
 ]
 StrangersWord = Annotated[
     Strangers, PlainValidator(choice(Strangers, "rule for strangers")), _words(Strangers)
+]
+IkeAuthWord = Annotated[
+    IkeAuth, PlainValidator(choice(IkeAuth, "proof of identity")), _words(IkeAuth)
+]
+RevocationWord = Annotated[
+    RevocationWish,
+    PlainValidator(choice(RevocationWish, "rule for revocation")),
+    _words(RevocationWish),
 ]
 PpkWord = Annotated[Ppk, PlainValidator(choice(Ppk, "rule for a PPK")), _words(Ppk)]
 
@@ -217,6 +252,36 @@ class DefaultsEntry(_Entry):
     )
 
 
+class IkeEntry(_Entry):
+    """What holds for the IKE_SAs of all flows with `keying: ike`."""
+
+    auth: IkeAuthWord = Field(
+        default=IkeAuth.CERTIFICATE, description="How hosts prove who they are."
+    )
+    psk_file: FilePath | None = Field(
+        default=None, description="The secret that all hosts share, for 'auth: psk'."
+    )
+    rekey: IkeRekey = Field(
+        default=Seconds(4 * 3600.0),
+        description="Replace the keys of IKE_SAs after this long, at least 60s.",
+        json_schema_extra={"default": "4h"},
+    )
+    reauth: Reauth = Field(
+        default=None,
+        description="Prove identity anew after this long, or never.",
+        json_schema_extra={"default": NEVER},
+    )
+    dead_after: DeadAfter = Field(
+        default=MIN_DEAD,
+        description="A peer whose charon is silent for this long loses its SAs, or never.",
+        json_schema_extra={"default": "5s"},
+    )
+    revocation: RevocationWord = Field(
+        default=RevocationWish.RELAXED,
+        description="Strict refuses a certificate of which no revocation list tells.",
+    )
+
+
 class MarksEntry(_Entry):
     """Packet marks that tunsec may use."""
 
@@ -270,5 +335,6 @@ class PolicyFile(_Entry):
         default={}, description="Addresses that move between hosts."
     )
     defaults: DefaultsEntry = Field(default=DefaultsEntry(), description="Holds for every flow.")
+    ike: IkeEntry = Field(default=IkeEntry(), description="Holds for all IKE_SAs.")
     marks: MarksEntry = Field(default=MarksEntry(), description="Packet marks that tunsec may use.")
     flows: dict[FlowKey, FlowEntry] = Field(description="What is protected.", min_length=1)

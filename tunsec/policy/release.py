@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tunsec.model.errors import Problem
-from tunsec.model.flow import Keying, Kind, Mode, OffloadWish
+from tunsec.model.flow import Kind, Mode, OffloadWish
 from tunsec.policy.problems import Flaw, Path
 
 NOT_IN_RELEASE: Final = "is not in this release"
@@ -50,7 +50,6 @@ LATER: Final[tuple[Later, ...]] = (
     Later(("flows", ANYTHING, "kind"), Kind.TCP, _LEAVE_OUT),
     Later(("flows", ANYTHING, "kind"), Kind.UDP, _LEAVE_OUT),
     *_everywhere("mode", Mode.KTLS, "use 'mode: esp'"),
-    *_everywhere("keying", Keying.IKE, "use 'keying: directory'"),
     Later(("flows", ANYTHING, "tenants"), ANYTHING, "delete the key: one SA carries all VNIs"),
     *_everywhere("other_tenants", ANYTHING, _DELETE),
     Later(("service_addresses",), ANYTHING, "delete it, and its names from 'between'"),

@@ -8,6 +8,7 @@ from typing import Final, Literal, TypeVar
 
 from tunsec.model.aead import Aead
 from tunsec.model.clock import Seconds
+from tunsec.model.ike import Revocation
 from tunsec.model.names import Address, FlowName, HostName, TenantName, Vni
 from tunsec.policy.problems import Flaw, Wrong, listed, quoted, shown, suggestion
 from tunsec.policy.units import (
@@ -29,6 +30,12 @@ MAX_JITTER: Final = 0.5
 MIN_SOFT_BYTES: Final = 64 * 1024
 MIN_SOFT_PACKETS: Final = 100
 """Fewer would end an SA before its successor can be agreed on."""
+
+MIN_IKE_REKEY: Final = Seconds(60.0)
+MIN_DEAD: Final = Seconds(5.0)
+"""charon waits a second at least before it asks a silent peer, and gives up 3.6 s after that."""
+MAX_DEAD: Final = Seconds(86_400.0)
+NEVER: Final = "never"
 
 MAX_PORT: Final = 2**16 - 1
 MAX_VNI: Final = 2**24 - 1  # RFC 7348 section 5, RFC 8926 section 3.4
@@ -62,6 +69,13 @@ class Ppk(StrEnum):
     REQUIRED = "required"
 
 
+class RevocationWish(StrEnum):
+    """What a certificate needs of revocation lists."""
+
+    RELAXED = Revocation.RELAXED.value
+    STRICT = Revocation.STRICT.value
+
+
 class AeadWish(StrEnum):
     """An AEAD by name, or the fastest that both hosts can do."""
 
@@ -84,6 +98,7 @@ PLAIN_NAME: Final = r"[a-z][a-z0-9-]{0,62}"
 _PLAIN_NAME_RULE: Final = (
     "start with a letter, then use lower-case letters, digits and -, 63 at most"
 )
+FILE_PATH: Final = r"(/[^/\x00-\x1f\x7f]+)+"
 BITS: Final = r"([0-9]|[12][0-9]|3[01])-([0-9]|[12][0-9]|3[01])"
 
 _Word = TypeVar("_Word", bound=StrEnum)
@@ -259,6 +274,24 @@ def span_reader(lowest: Seconds, highest: Seconds) -> Callable[[object], Seconds
         return span
 
     return read
+
+
+def optional_span_reader(lowest: Seconds, highest: Seconds) -> Callable[[object], Seconds | None]:
+    """A reader of spans within bounds, or `never`: None."""
+    read_span = span_reader(lowest, highest)
+
+    def read(value: object) -> Seconds | None:
+        return None if value == NEVER else read_span(value)
+
+    return read
+
+
+def read_file_path(value: object) -> str:
+    """A file on every host, from the root on."""
+    if not isinstance(value, str) or not re.fullmatch(FILE_PATH, value):
+        remedy = "write its whole path: /etc/tunsec/psk"
+        raise Wrong(f"{quoted(value)} is no path of a file from / on", remedy)
+    return value
 
 
 def read_soft_bytes(value: object) -> int:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from tunsec.adapters.charon import parse_url
 from tunsec.daemon.settings import parse_settings
-from tunsec.model.errors import PolicyError
 
 
 def test_a_host_under_systemd_needs_no_options() -> None:
@@ -25,9 +25,11 @@ def test_credentials_of_systemd_are_the_identity() -> None:
     assert told.identity == Path("/x")
 
 
-def test_charon_is_refused_by_name() -> None:
-    with pytest.raises(PolicyError, match="not in this release"):
-        parse_settings(["--charon", "unix:///x"], hostname="db1", environment={})
+def test_charon_is_where_it_always_is_or_where_it_is_said_to_be() -> None:
+    settings = parse_settings([], hostname="db1", environment={})
+    assert parse_url(settings.charon) == Path("/run/charon.vici")
+    told = parse_settings(["--charon", "unix:///run/x/vici"], hostname="db1", environment={})
+    assert parse_url(told.charon) == Path("/run/x/vici")
 
 
 def test_an_unknown_option_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:

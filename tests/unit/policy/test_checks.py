@@ -207,3 +207,42 @@ flows:
 """
     (problem,) = problems_of(text)
     assert problem.startswith("p:9: flows.x.rekey.after: keys end after 8h, before they are")
+
+
+@pytest.mark.parametrize(
+    ("ike", "problem"),
+    [
+        (
+            "{auth: psk}",
+            (
+                "p:9: ike: 'auth: psk' needs the file with the secret "
+                "(add 'psk_file: /etc/tunsec/psk' or what its path is on every host)"
+            ),
+        ),
+        (
+            "{psk_file: /etc/tunsec/psk}",
+            (
+                "p:9: ike.psk_file: 'psk_file' is for 'auth: psk', and the hosts use certificates "
+                "(delete the key, or add 'auth: psk')"
+            ),
+        ),
+        (
+            "{auth: psk, psk_file: /etc/tunsec/psk, revocation: relaxed}",
+            (
+                "p:9: ike.revocation: 'revocation' is for certificates, not for 'auth: psk' "
+                "(delete the key)"
+            ),
+        ),
+    ],
+)
+@pytest.mark.parametrize("keying", ["ike", "directory"])
+def test_a_secret_is_for_psk_and_revocation_for_certificates(
+    ike: str, problem: str, keying: str
+) -> None:
+    flows = f"flows:\n  x: {{kind: vxlan, keying: {keying}, between: [db1, db2]}}\n"
+    assert problems_of(f"{HEAD}{flows}ike: {ike}\n") == [problem]
+
+
+def test_rules_for_ike_without_a_flow_that_uses_it_are_no_contradiction() -> None:
+    flows = "flows:\n  x: {kind: vxlan, between: [db1, db2]}\n"
+    assert problems_of(f"{HEAD}{flows}ike: {{auth: psk, psk_file: /x}}\n") == []

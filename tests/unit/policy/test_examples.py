@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from jsonschema import Draft202012Validator
 
-from tests.unit.policy.written import documents, flow_problems
+from tests.unit.policy.written import documents, flow_problems, problems_of
 from tunsec.model.errors import PolicyError
 from tunsec.policy.document import read_document
 from tunsec.policy.intent import parse_policy
@@ -36,7 +36,12 @@ def test_the_schema_is_a_schema() -> None:
 
 
 def test_there_are_examples() -> None:
-    assert {"vxlan-directory.yaml", "vxlan-cluster.yaml"} <= {path.name for path in EXAMPLES}
+    assert {
+        "vxlan-directory.yaml",
+        "vxlan-cluster.yaml",
+        "vxlan-ike.yaml",
+        "mixed-keying.yaml",
+    } <= {path.name for path in EXAMPLES}
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
@@ -63,6 +68,31 @@ def test_an_example_loads_or_waits_for_its_release(path: Path) -> None:
 @given(documents())
 def test_the_schema_takes_what_the_language_takes(document: dict[str, Any]) -> None:
     assert schema_errors(document) == []
+
+
+@pytest.mark.parametrize(
+    ("ike", "good"),
+    [
+        ("{}", True),
+        ("{auth: psk, psk_file: /etc/tunsec/psk}", True),
+        ("{rekey: 1h, reauth: 24h, dead_after: 10s, revocation: strict}", True),
+        ("{reauth: never, dead_after: never}", True),
+        ("{auth: pks}", False),
+        ("{auth: psk, psk_file: psk}", False),
+        ("{dead_after: 5}", False),
+        ("{rekey: never}", False),
+        ("{reauth: often}", False),
+        ("{revocation: ifuri}", False),
+        ("{dpd: 5s}", False),
+    ],
+)
+def test_the_schema_and_the_language_agree_on_ike(ike: str, good: bool) -> None:
+    text = (
+        "version: 1\nhosts: {db1: {address: 192.0.2.11}, db2: {address: 192.0.2.12}}\n"
+        f"ike: {ike}\nflows: {{x: {{kind: vxlan, keying: ike, between: all}}}}\n"
+    )
+    assert (schema_errors(read_document(text).value) == []) is good
+    assert (problems_of(text) == []) is good
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,10 @@ from hypothesis import given, settings
 
 from tests.unit.policy.written import HEAD, document_pairs
 from tunsec.model.aead import Aead
+from tunsec.model.clock import Seconds
 from tunsec.model.errors import PolicyError
 from tunsec.model.flow import Keying, Mode, OffloadWish, OnReconnect, RekeyRule
+from tunsec.model.ike import IkeAuth, IkeRules, Revocation
 from tunsec.model.names import Mark
 from tunsec.policy.intent import Flow, Marks, parse_policy
 from tunsec.policy.values import LocalSenders, OtherTenants, Ppk, Strangers
@@ -150,3 +152,43 @@ def test_the_digest_does_not_change_between_runs_and_versions() -> None:
     text = "version: 1\nhosts: {a: {address: 192.0.2.1}, b: {address: 192.0.2.2}}\n"
     intent = parse_policy(f"{text}flows: {{x: {{kind: vxlan, between: all}}}}\n", "p")
     assert intent.digest == "5bec124431b495efa26d579b4d6d14688b2469860612d571c621f0ab3bf1e2d2"
+
+
+def ike_of(ike: str) -> IkeRules:
+    """What a policy says of IKE_SAs."""
+    flows = "flows:\n  x: {kind: vxlan, keying: ike, between: [db1, db2]}\n"
+    return parse_policy(f"{HEAD}{flows}ike: {ike}\n", "p").ike
+
+
+def test_every_rule_of_ike_has_a_default() -> None:
+    assert ike_of("{}") == IkeRules(
+        auth=IkeAuth.CERTIFICATE,
+        rekey_after=Seconds(4 * HOUR),
+        reauth_after=None,
+        dead_after=Seconds(5.0),
+        revocation=Revocation.RELAXED,
+        psk_file=None,
+    )
+
+
+def test_rules_of_ike_are_taken_as_they_are_given() -> None:
+    told = ike_of("{rekey: 90s, reauth: 24h, dead_after: never, revocation: strict}")
+    assert told == IkeRules(
+        IkeAuth.CERTIFICATE, Seconds(90.0), Seconds(24 * HOUR), None, Revocation.STRICT
+    )
+    shared = ike_of("{auth: psk, psk_file: /etc/tunsec/psk, reauth: never}")
+    assert (shared.auth, shared.psk_file) == (IkeAuth.PSK, "/etc/tunsec/psk")
+    assert shared.reauth_after is None
+
+
+def test_rules_of_ike_count_where_a_flow_uses_it() -> None:
+    """A digest that others compare must not change by what means nothing."""
+    texts = [
+        f"{HEAD}flows:\n  x: {{kind: vxlan, keying: {keying}, between: [db1, db2]}}\n{ike}"
+        for keying in ("directory", "ike")
+        for ike in ("", "ike: {dead_after: 9s}\n")
+    ]
+    plain, unused, used, other = [parse_policy(text, "p") for text in texts]
+    assert plain.digest == unused.digest
+    assert len({plain.digest, used.digest, other.digest}) == 3
+    assert [intent.uses_ike for intent in (plain, unused, used, other)] == [0, 0, 1, 1]

@@ -86,6 +86,55 @@ FLOWS = "flows:\n  x: {kind: vxlan, between: [db1, db2]}\n"
             "p:9: defaults.ppk: 'yes' is no rule for a PPK (use none or required)",
         ),
         (
+            f"{HEAD}{FLOWS}ike: {{auth: pks, psk_file: /etc/tunsec/psk}}\n",
+            "p:9: ike.auth: 'pks' is no proof of identity (did you mean 'psk'?)",
+        ),
+        (
+            f"{HEAD}{FLOWS}ike: {{auth: psk, psk_file: psk}}\n",
+            (
+                "p:9: ike.psk_file: 'psk' is no path of a file from / on "
+                "(write its whole path: /etc/tunsec/psk)"
+            ),
+        ),
+        (
+            f"{HEAD}{FLOWS}ike: {{auth: psk, psk_file: /etc/tunsec/}}\n",
+            (
+                "p:9: ike.psk_file: '/etc/tunsec/' is no path of a file from / on "
+                "(write its whole path: /etc/tunsec/psk)"
+            ),
+        ),
+        (
+            f"{HEAD}{FLOWS}ike: {{rekey: 30s}}\n",
+            "p:9: ike.rekey: '30s' is out of range (use at least 1m and at most 30d)",
+        ),
+        (
+            f"{HEAD}{FLOWS}ike: {{rekey: never}}\n",
+            (
+                "p:9: ike.rekey: 'never' is not a time span "
+                "(write a number and d, h, m, s or ms: '1h30m')"
+            ),
+        ),
+        (
+            f"{HEAD}{FLOWS}ike: {{dead_after: 2s}}\n",
+            "p:9: ike.dead_after: '2s' is out of range (use at least 5s and at most 1d)",
+        ),
+        (
+            f"{HEAD}{FLOWS}ike: {{reauth: 0s}}\n",
+            "p:9: ike.reauth: '0s' is out of range (use at least 1m and at most 365d)",
+        ),
+        (
+            f"{HEAD}{FLOWS}ike: {{revocation: ifuri}}\n",
+            "p:9: ike.revocation: 'ifuri' is no rule for revocation (use relaxed or strict)",
+        ),
+        (
+            f"{HEAD}{FLOWS}ike: {{dead-after: 5s}}\n",
+            "p:9: ike.dead-after: there is no such key (did you mean 'dead_after'?)",
+        ),
+        (
+            f"{HEAD}{FLOWS}ike: psk\n",
+            "p:9: ike: 'psk' is no mapping (write 'ike: {dead_after: 5s}')",
+        ),
+        (
             f"{HEAD}{FLOWS}defaults: {{rekey: 1h}}\n",
             "p:9: defaults.rekey: '1h' is no mapping (write 'rekey: {after: 1h}')",
         ),

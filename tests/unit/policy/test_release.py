@@ -27,7 +27,6 @@ def test_each_later_feature_is_named_once_with_its_line() -> None:
     assert [problem.partition(" (")[0] for problem in problems_of(EVERYTHING)] == [
         "p:5: service_addresses: 'service_addresses' is not in this release",
         "p:9: flows.tenant-overlay.tenants: 'tenants' is not in this release",
-        "p:10: flows.backbone.keying: 'keying: ike' is not in this release",
         "p:10: flows.backbone.kind: 'kind: geneve' is not in this release",
         "p:11: flows.cluster-bus.kind: 'kind: rds-tcp' is not in this release",
         "p:11: flows.cluster-bus.on_reconnect: 'on_reconnect' is not in this release",
@@ -48,7 +47,6 @@ def test_only_vxlan_is_in_this_release(kind: Kind) -> None:
     ("key", "value"),
     [
         ("mode", "ktls"),
-        ("keying", "ike"),
         ("offload", "crypto"),
         ("offload", "packet"),
         ("offload", "auto"),

@@ -10,6 +10,7 @@ from tunsec.model.aead import Aead
 from tunsec.model.clock import Seconds
 from tunsec.model.errors import PolicyError
 from tunsec.model.flow import Keying, Kind, Mode, OffloadWish, OnReconnect, RekeyRule
+from tunsec.model.ike import IkeAuth, IkeRules, Revocation
 from tunsec.model.names import Address, FlowName, HostName
 from tunsec.policy.intent import Flow, Host, Intent, Marks, parse_policy
 from tunsec.policy.kinds import ON_WIRE
@@ -69,6 +70,8 @@ def documents(draw: st.DrawFn) -> dict[str, Any]:
         if draw(st.booleans()):
             flow["rekey"] = {"after": f"{draw(st.integers(1, 59))}m"}
         if draw(st.booleans()):
+            flow["keying"] = str(draw(st.sampled_from(Keying)))
+        if draw(st.booleans()):
             flow["aead"] = draw(st.sampled_from(["auto", *Aead]))
         flows[name] = {key: str(value) if key == "aead" else value for key, value in flow.items()}
     return {
@@ -109,6 +112,9 @@ def intents(draw: st.DrawFn) -> Intent:
         hosts=tuple(_host(name, hosts[name]) for name in sorted(hosts)),
         service_addresses=(),
         flows=tuple(_flow(kind, draw=draw, hosts=sorted(hosts)) for kind in sorted(kinds)),
+        ike=IkeRules(
+            IkeAuth.CERTIFICATE, Seconds(14_400.0), None, Seconds(5.0), Revocation.RELAXED
+        ),
         marks=Marks(24, 31),
         ppk=Ppk.NONE,
     )

@@ -35,7 +35,8 @@ Message: TypeAlias = dict[str, Value]
 
 MAX_LABEL: Final = 200
 MAX_IDENTITY: Final = 253
-"""Characters of a DNS name (RFC 1035 section 3.1); parse_id reads into char[512]."""
+"""Characters of a DNS name (RFC 1035 section 3.1); parse_id reads into char[512], and charon itself
+refuses an owner of a shared secret beyond 250."""
 _UNITS: Final = (("g", 1 << 30), ("m", 1 << 20), ("k", 1 << 10))
 
 _CIPHER: Final = {
