@@ -24,7 +24,7 @@ from tunsec.model.event import (
     SpdFlushed,
 )
 from tunsec.model.names import Address, Network, Spi
-from tunsec.model.sa import Lifetimes, Sa, SaId, Usage
+from tunsec.model.sa import Lifetimes, Sa, SaDirection, SaId, Usage
 from tunsec.model.selector import PortMatch, Selector
 from tunsec.model.sp import Sp, SpAction, SpDirection, SpId, Template
 from tunsec.model.step import AddSa, AddSp, RemoveSa, RemoveSp, Step, UpdateSp
@@ -198,6 +198,18 @@ class FakeKernel:
             return self._apply(step, ours=False)
         finally:
             self.before_step = hook
+
+    def reserve(self, sa: Sa) -> None:
+        """Another program's SPI, without keys yet (XFRM_MSG_ALLOCSPI); nobody is told."""
+        self._sas[sa.id] = Held(replace(sa, larval=True), b"", self._now())
+        self._watch(self._sas[sa.id])
+        self.version += 1
+
+    def key_reserved(self, reserved: SaId, sa: Sa) -> Refused | None:
+        """An SA in the place of a reserved SPI (XFRM_MSG_UPDSA); refused when that is gone."""
+        if self._sas.pop(reserved, None) is None:
+            return Refused(f"update SA {sa.id}", errno=errno.ESRCH, reason="No such process")
+        return self.by_hand(AddSa(sa, SaDirection.INBOUND))
 
     def flush_sas(self) -> None:
         """`ip xfrm state flush`."""
