@@ -12,6 +12,7 @@ from tunsec.keying.ca import KeyType
 from tunsec.model.clock import WallTime
 from tunsec.model.names import HostName
 from tunsec.wire.control import FlowStatus, Status, WaitReport
+from tunsec_lab.charon import LabCharon
 from tunsec_lab.errors import LabError
 from tunsec_lab.host import Host, Lab
 from tunsec_lab.process import Process
@@ -24,13 +25,16 @@ CONFINED: Final = ("setpriv", "--bounding-set", "-all,+net_admin", "--inh-caps",
 class Cluster:
     """Daemons of a lab. Hosts bear the same names in the lab and in the policy.
 
-    `flows` is the `flows:` part of the policy as YAML, `defaults` its `defaults:`.
+    `flows` is the `flows:` part of the policy as YAML, `defaults` its `defaults:`, `ike` its
+    `ike:`. `charons` are those that were started, by host.
     """
 
     lab: Lab
     flows: str = "  overlay: {kind: vxlan, between: all}\n"
     defaults: str = "  {}\n"
+    ike: str = "  {}\n"
     daemons: dict[str, Process] = field(default_factory=dict)
+    charons: dict[str, LabCharon] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.folder = self.lab.folder / "cluster"
@@ -62,7 +66,9 @@ class Cluster:
         """The identity folder of a host."""
         return self.folder / "identity" / host.name
 
-    def policy(self, *, defaults: str | None = None, flows: str | None = None) -> str:
+    def policy(
+        self, *, defaults: str | None = None, flows: str | None = None, ike: str | None = None
+    ) -> str:
         """A policy for all hosts of the lab."""
         lines = ["version: 1", "hosts:"]
         lines += [
@@ -72,6 +78,7 @@ class Cluster:
         head = "\n".join(lines)
         return (
             f"{head}\ndefaults:\n{self.defaults if defaults is None else defaults}"
+            f"ike:\n{self.ike if ike is None else ike}"
             f"flows:\n{self.flows if flows is None else flows}"
         )
 
@@ -92,6 +99,7 @@ class Cluster:
                 *("--policy", self.policy_file),
                 *("--identity", self.identity(host)),
                 *("--directory", self.directory.as_uri()),
+                *("--charon", LabCharon(host).url),
                 *("--run", host.run_dir),
                 *("--state", host.state_dir),
                 *options,
@@ -110,6 +118,12 @@ class Cluster:
         for host in self.lab.hosts.values():
             self.daemons[host.name].wait_for_line(r" ready host=", timeout=30)
         self.wait_protected()
+
+    def start_charon(self, host: Host, *, settings: str = "") -> LabCharon:
+        """Start the charon of a host; returns when it answers."""
+        host.run_dir.mkdir(parents=True, exist_ok=True)
+        charon = self.charons[host.name] = LabCharon(host, settings=settings).start()
+        return charon
 
     def client(self, host: Host) -> Client:
         """The control API of a host's daemon."""

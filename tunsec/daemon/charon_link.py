@@ -16,7 +16,7 @@ from tunsec.adapters.charon import Charon
 from tunsec.daemon.journal import fields
 from tunsec.model.aead import Aead
 from tunsec.model.clock import Seconds
-from tunsec.model.errors import Refused, TunsecError, Unavailable
+from tunsec.model.errors import Bug, Refused, TunsecError, Unavailable
 from tunsec.model.ike import (
     NAME_PREFIX,
     Authority,
@@ -79,7 +79,8 @@ class CharonLink:
         failed: Callable[[BaseException], None],
     ) -> None:
         """`ready` and `away` tell whether charon can be used; `tell` hears its events; `failed`
-        hears of a bug."""
+        hears of a bug. charon is not looked for before `use` gives credentials."""
+        self._path = path
         self._ready = ready
         self._away = away
         self._tell = tell
@@ -89,19 +90,28 @@ class CharonLink:
         self._task: asyncio.Task[None] | None = None
         self._own_key: str | None = None
         """Id of the private key, when it was ours to load."""
-        self._charon = Charon(path, tell=self._told)
+        self._adapter: Charon | None = None
+
+    @property
+    def _charon(self) -> Charon:
+        if self._adapter is None:
+            raise Bug("charon is asked before there are credentials for it")
+        return self._adapter
 
     def close(self) -> None:
         """Stop listening. charon keeps what it has: the flows stay as they are."""
-        if self._task is not None:
-            self._task.cancel()
-        self._charon.close()
+        self._end()
+        if self._adapter is not None:
+            self._adapter.close()
+            self._adapter = None
 
     def use(self, credentials: Credentials | None) -> None:
         """From now on these; None: no flow is keyed by IKE, all of ours is taken back."""
         self._credentials = credentials
         if self._linked:
             self._begin()
+        elif credentials is not None and self._adapter is None:
+            self._adapter = Charon(self._path, tell=self._told)
 
     # charon comes and goes
 
@@ -195,6 +205,7 @@ class CharonLink:
         if self._own_key is not None:
             await self._charon.unload_key(self._own_key)
             self._own_key = None
+        self._away("no flow of the policy is keyed by IKE")
 
     # The port
 

@@ -158,6 +158,7 @@ class Engine:
             installer=self._installer,
             clock=ports.clock,
             entropy=ports.entropy,
+            tallies=self.tallies,
             is_directorys=lambda sa_id: self._index.owner(sa_id) is not None,
             on_pinned=self._ike_pinned,
             remove=lambda child, sa_id, inbound: self._remove(child, sa_id, inbound=inbound),
@@ -306,6 +307,20 @@ class Engine:
         """What `change_scope` would do to the kernel, besides the keys that follow."""
         then = self._drift.with_held_reqids(scope, self.scope)
         return self._drift.foresee(self._flows(), self._holdings(), then)
+
+    @property
+    def uses_ike(self) -> bool:
+        """Whether a flow of this host is keyed by IKE, or still carried by it."""
+        return bool(self.ike.reqids())
+
+    def is_moving(self, child: ChildId) -> bool:
+        """Whether one keying still carries a child for the other."""
+        return child in self._moving
+
+    def pinned_by_ike(self, child: ChildId) -> bool:
+        """Whether what a child sends goes by IKE."""
+        flow = self.ike.flow(child)
+        return flow is not None and flow.pinned is not None
 
     def flows(self) -> Iterable[tuple[pair.PairState, FlowState]]:
         """Every child with its pair."""

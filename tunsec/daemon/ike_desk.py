@@ -11,6 +11,7 @@ from typing import Final
 from tunsec.daemon.alarm import Alarms
 from tunsec.daemon.install import Installer, inbound_id, outbound_id
 from tunsec.daemon.journal import fields
+from tunsec.daemon.tally import Tally
 from tunsec.machines import ike_peer
 from tunsec.machines.facts import ChildrenChanged, OutboundTaken, TimerFired
 from tunsec.machines.flow import Phase
@@ -121,6 +122,7 @@ class IkeDesk:
         installer: Installer,
         clock: Clock,
         entropy: Entropy,
+        tallies: dict[ChildId, Tally],
         is_directorys: Callable[[SaId], bool],
         on_pinned: Callable[[ChildId], None],
         remove: Callable[[ChildId, SaId, bool], None],
@@ -136,6 +138,7 @@ class IkeDesk:
         self._installer = installer
         self._clock = clock
         self._entropy = entropy
+        self._tallies = tallies
         self._is_directorys = is_directorys
         self._on_pinned = on_pinned
         self._remove = remove
@@ -300,6 +303,7 @@ class IkeDesk:
             case ChildEstablished(ike, child):
                 self._child_up(ike, child)
             case ChildEnded(ike, child):
+                self._count(ike, child)
                 self._tell_named(ike, ChildDown(child.id))
             case ChildRekeyed(ike, old, new):  # by an admin's hand
                 self._tell_named(ike, ChildDown(old.id))
@@ -329,6 +333,17 @@ class IkeDesk:
                     extra=fields({"child": child.name, "option": seen.ignored}),
                 )
             self._tell(connection.id, ChildUp(seen))
+
+    def _count(self, ike: IkeSa, child: ChildSa) -> None:
+        """What a CHILD_SA carried stays in the sums when it is gone."""
+        connection = self._connection(ike.name)
+        slot = connection.slots.get(child.name) if connection is not None else None
+        if slot is None or child.keyed is None:
+            return
+        tally = self._tallies.get(slot.child, Tally())
+        for traffic, inbound in ((child.keyed.inbound, True), (child.keyed.outbound, False)):
+            tally = tally.counting(traffic.volume, traffic.packets, inbound=inbound)
+        self._tallies[slot.child] = tally
 
     def _heard(self, said: CharonSaid) -> None:
         connection = self._connection(said.ike_name or "")

@@ -9,23 +9,28 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
 from tunsec.adapters.aead_speed import aead_speeds
+from tunsec.adapters.charon import parse_url
 from tunsec.adapters.dir_file import FileDirectory, parse_directory_url
 from tunsec.adapters.identity import LoadedIdentity, load_identity
 from tunsec.adapters.links import HostLinks, LinkMonitor
 from tunsec.adapters.namespace_lock import claim_namespace
 from tunsec.adapters.nft import GuardMonitor, NftGuard
+from tunsec.adapters.psk_file import read_psk
 from tunsec.adapters.system import SystemClock, SystemEntropy
 from tunsec.adapters.systemd import Notifier
 from tunsec.adapters.xfrm import XfrmEvents, XfrmKernel
 from tunsec.daemon import report
+from tunsec.daemon.charon_link import CharonLink
 from tunsec.daemon.control import Access, ControlServer
 from tunsec.daemon.drift import Drift
 from tunsec.daemon.engine import Engine, Ports
 from tunsec.daemon.guarding import Guarding
 from tunsec.daemon.health import Counters, Troubles
+from tunsec.daemon.ike_credentials import ike_credentials
 from tunsec.daemon.journal import fields
 from tunsec.daemon.memory import KnownFlows, KnownPolicy, Memory, text_hash
 from tunsec.daemon.post import PostRoom
@@ -35,11 +40,12 @@ from tunsec.keying.ring import Keyring
 from tunsec.model.clock import Deadline, Seconds
 from tunsec.model.errors import PolicyError, Problem, Refused, Unavailable
 from tunsec.model.names import Boot, FlowName
+from tunsec.model.secret import Secret
 from tunsec.plan.diff import Plan
 from tunsec.policy.document import MAX_BYTES
 from tunsec.policy.intent import Intent, parse_policy
 from tunsec.policy.values import Ppk
-from tunsec.ports import Record
+from tunsec.ports import AeadSpeed, Record
 from tunsec.wire.control import (
     ApplyReport,
     FlowStatus,
@@ -88,6 +94,10 @@ class Service:
         self._directory: FileDirectory
         self._identity: LoadedIdentity
         self._ring: Keyring
+        self._psk: Secret | None = None
+        self._ike_in_use = False
+        self._aeads: tuple[AeadSpeed, ...]
+        self._charon: CharonLink
         self.engine: Engine
 
     # Life
@@ -105,6 +115,7 @@ class Service:
                 parse_directory_url(self._settings.directory), self._settings.host
             )
             self._identity = self._load_identity(intent)
+            self._psk = self._load_psk(intent)
             self._build(scope)
             xfrm = XfrmEvents(ours=[self._kernel.tag])
             self._cleanup.callback(xfrm.close)
@@ -113,6 +124,7 @@ class Service:
             self._cleanup.callback(links.close)
             self.engine.start(scope)
             self._accept(known, intent, scope)
+            self._give_credentials()
             self._check_mtus()
             access = Access.of_group(anyone_reads=self._settings.anyone_reads)
             control = self._cleanup.enter_context(
@@ -271,18 +283,33 @@ class Service:
             newest=self._memory.newest(),
             ppk=self._identity.ppk if use_ppk else None,
         )
+        self._aeads = aead_speeds(self._settings.run)
         post = PostRoom(
             host=self._settings.host,
             boot=Boot(entropy.token(16).hex()),
             keyring=self._ring,
             clock=self._clock,
             entropy=entropy,
-            aeads=aead_speeds(self._settings.run),
+            aeads=self._aeads,
         )
+        self._charon = CharonLink(
+            parse_url(self._settings.charon),
+            ready=lambda setup: self._guarded(lambda: self.engine.on_charon_ready(setup)),
+            away=lambda reason: self._guarded(lambda: self.engine.on_charon_away(reason)),
+            tell=lambda event: self._guarded(lambda: self.engine.on_ike_event(event)),
+            failed=self._fail,
+        )
+        self._cleanup.callback(self._charon.close)
         self.engine = Engine(
             host=self._settings.host,
             ports=Ports(
-                self._kernel, self._guard, self._links, self._directory, self._clock, entropy
+                self._kernel,
+                self._guard,
+                self._links,
+                self._directory,
+                self._clock,
+                entropy,
+                self._charon,
             ),
             post=post,
             changed=self._on_changed,
@@ -290,6 +317,32 @@ class Service:
         self._directory.on_records(self._on_records)
         self._directory.on_available(self._on_available)
         self._directory.on_refused(lambda refused: post.refuse(refused, Record(refused.path, b"")))
+
+    def _give_credentials(self) -> None:
+        """charon gets what the policy in force asks for, and keeps no more than that."""
+        intent = self.engine.scope.intent
+        self._ike_in_use = intent is not None and self.engine.uses_ike
+        if intent is None or not self._ike_in_use:
+            self._charon.use(None)
+            return
+        speeds = sorted(self._aeads, key=lambda one: -one.bytes_per_second)
+        self._charon.use(
+            ike_credentials(
+                self._identity,
+                intent,
+                self._settings.host,
+                psk=self._psk,
+                aeads=[one.aead for one in speeds],
+            )
+        )
+
+    def _load_psk(self, intent: Intent) -> Secret | None:
+        """The shared secret that the policy names; raises PolicyError."""
+        return (
+            None
+            if intent.ike.psk_file is None or not intent.uses_ike
+            else read_psk(Path(intent.ike.psk_file))
+        )
 
     def _accept(self, known: KnownPolicy, intent: Intent, scope: Scope) -> None:
         """A policy is in force: remember it."""
@@ -319,8 +372,11 @@ class Service:
         except Unavailable as error:
             log.error("not now", extra=fields({"error": error}))
         except Exception as error:  # noqa: BLE001 - nothing may be lost in the event loop
-            if self._failure is not None and not self._failure.done():
-                self._failure.set_exception(error)
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        if self._failure is not None and not self._failure.done():
+            self._failure.set_exception(error)
 
     def _on_xfrm(self, events: XfrmEvents) -> None:
         facts = events.read()
@@ -357,6 +413,8 @@ class Service:
     def _on_changed(self) -> None:
         """The engine has acted: wake who waits, set the timer, write down what must last."""
         self._rearm()
+        if self._ike_in_use and not self.engine.uses_ike:
+            self._give_credentials()  # directory keying has taken the last flow over
         listeners, self._listeners = self._listeners, []
         for listener in listeners:
             if not listener.done():
@@ -443,6 +501,7 @@ class Service:
         try:
             intent = self._parse(policy.text, policy.source)
             loaded = self._load_identity(intent)
+            psk = self._load_psk(intent)
         except PolicyError as error:
             self._say_bad_policy(error)
             raise
@@ -451,7 +510,8 @@ class Service:
         self.engine.change_scope(scope)
         scope = self.engine.scope
         self._ring.renew_identity(loaded.identity, loaded.trust())
-        self._identity = loaded
+        self._identity, self._psk = loaded, psk
+        self._give_credentials()
         self._policy_status = replace(self._policy_status, error="")
         known = KnownPolicy(policy.text, policy.source, self._file_hash())
         self._accept(known, intent, scope)
@@ -492,6 +552,7 @@ class Service:
             )
         scope = before.without(name)
         removed = self.engine.release(scope)
+        self._give_credentials()
         self._memory.remember_flows(KnownFlows(scope.released, scope.retired))
         gone = {one.flow for one in before.guarded} - {one.flow for one in scope.guarded}
         log.warning("released", extra=fields({"flows": ",".join(gone), "block_sps": removed}))

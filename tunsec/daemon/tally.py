@@ -18,17 +18,15 @@ class Tally:
     def plus(self, sa: Sa, *, inbound: bool) -> "Tally":
         """With another SA's counters."""
         usage = sa.usage
-        drops = self.drops + sa.drops.total
+        counted = self.counting(usage.usage_bytes, usage.usage_packets, inbound=inbound)
+        return replace(counted, drops=self.drops + sa.drops.total)
+
+    def counting(self, volume: int, packets: int, *, inbound: bool) -> "Tally":
+        """With so many bytes and packets more."""
         if inbound:
             return replace(
-                self,
-                in_bytes=self.in_bytes + usage.usage_bytes,
-                in_packets=self.in_packets + usage.usage_packets,
-                drops=drops,
+                self, in_bytes=self.in_bytes + volume, in_packets=self.in_packets + packets
             )
         return replace(
-            self,
-            out_bytes=self.out_bytes + usage.usage_bytes,
-            out_packets=self.out_packets + usage.usage_packets,
-            drops=drops,
+            self, out_bytes=self.out_bytes + volume, out_packets=self.out_packets + packets
         )

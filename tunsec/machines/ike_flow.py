@@ -11,6 +11,7 @@ A CHILD_SA as this host sees it::
     INSTALLED --pinned--> ACTIVE --another is pinned--> REKEYED --idle--> DELETING --> gone
     REKEYED --its successor died--> ACTIVE
     one of the peer's: ACTIVE --another is pinned--> INSTALLED, for the peer ends it
+    any --an SA of it is gone--> DELETING
 
 SAs in the kernel that no charon keeps (strays: of a crashed charon, of an earlier life, of another
 keying) carry the flow until there are others, and go when nobody uses them any more.
@@ -69,6 +70,7 @@ class ChildFact(StrEnum):
     SUCCEEDED = "another one of its sender took over"
     LEFT = "our SPs pin another one; it is the peer's to end"
     IDLE = "nothing comes in on it any more"
+    LOST = "an SA of it left the kernel, or cannot be pinned"
 
 
 CHILD: Final = Table(
@@ -80,6 +82,9 @@ CHILD: Final = Table(
         (ChildState.ACTIVE, ChildFact.LEFT): ChildState.INSTALLED,
         (ChildState.REKEYED, ChildFact.PINNED): ChildState.ACTIVE,
         (ChildState.REKEYED, ChildFact.IDLE): ChildState.DELETING,
+        (ChildState.INSTALLED, ChildFact.LOST): ChildState.DELETING,
+        (ChildState.ACTIVE, ChildFact.LOST): ChildState.DELETING,
+        (ChildState.REKEYED, ChildFact.LOST): ChildState.DELETING,
     },
     {
         (ChildState.ACTIVE, ChildFact.PINNED): "the SPs are put again",
@@ -89,6 +94,7 @@ CHILD: Final = Table(
         (ChildState.DELETING, ChildFact.SUCCEEDED): "two successors in a row",
         (ChildState.DELETING, ChildFact.LEFT): "it is on its way out anyway",
         (ChildState.DELETING, ChildFact.IDLE): "its end was ordered and is not told yet",
+        (ChildState.DELETING, ChildFact.LOST): "charon deletes its SAs before it tells",
     },
 )
 
@@ -377,27 +383,40 @@ def supersede_older_of_peer(flow: IkeFlow, doubted: frozenset[int], now: Instant
 
 
 def drop_child(flow: IkeFlow, gone: HeldChild, now: Instant, fraction: float) -> IkeFlow:
-    """A CHILD_SA is gone; one of ours that ended early makes the next try wait."""
+    """A CHILD_SA is gone."""
     left = tuple(one for one in flow.held if one is not gone)
-    flow = replace(flow, held=left)
-    if gone.own and gone.state is not ChildState.DELETING and now < gone.since + SHORT_LIVED:
+    return _without(replace(flow, held=left), gone, now, fraction)
+
+
+def _without(flow: IkeFlow, gone: HeldChild, now: Instant, fraction: float) -> IkeFlow:
+    """One of ours that ended early makes the next try wait."""
+    if not gone.own or gone.state is ChildState.DELETING:
+        return flow
+    if now < gone.since + SHORT_LIVED:
         return failed(flow, "the CHILD_SA ended as soon as it was up", now, fraction)
-    if gone.own and gone.state is ChildState.ACTIVE:
+    if gone.state is ChildState.ACTIVE:
         return replace(flow, rekey_at=None, failures=0)
     return flow
 
 
 def lose_sa(flow: IkeFlow, spi: Spi, *, inbound: bool, now: Instant, fraction: float) -> IkeFlow:
-    """An SA left the kernel: the CHILD_SA it belonged to is of no more use."""
-    flow = replace(
-        flow,
-        strays=tuple(
-            stray for stray in flow.strays if (stray.spi, stray.inbound) != (spi, inbound)
-        ),
-    )
+    """An SA left the kernel, or cannot be used: its CHILD_SA is of no more use.
+
+    charon deletes SAs before it tells of it; where it does not tell, it is asked to delete them.
+    """
+    strays = tuple(stray for stray in flow.strays if (stray.spi, stray.inbound) != (spi, inbound))
+    flow = replace(flow, strays=strays)
     for one in flow.held:
         if spi == (one.spi_in if inbound else one.spi_out):
-            flow = drop_child(flow, one, now, fraction)
+            lost = replace(
+                one,
+                state=CHILD.next(one.state, ChildFact.LOST),
+                check_at=one.check_at
+                if one.state is ChildState.DELETING
+                else Instant(now + LOOK_AFTER),
+            )
+            held = tuple(lost if other is one else other for other in flow.held)
+            flow = _without(replace(flow, held=held), one, now, fraction)
     return flow
 
 
@@ -519,9 +538,12 @@ def drained_outbound_strays(flow: IkeFlow, now: Instant) -> tuple[StraySa, ...]:
     )
 
 
-def note_inbound(one: HeldChild, packets: int, now: Instant) -> HeldChild:
-    """What the inbound SA has carried: a superseded one that fell idle is to be deleted."""
-    one = replace(one, heard=one.heard or packets > 0, packets=packets, state=_idle(one, packets))
+def note_inbound(one: HeldChild, packets: int | None, now: Instant) -> HeldChild:
+    """What the inbound SA has carried: a superseded one that fell idle is to be deleted. None: it
+    is gone."""
+    if packets is not None:
+        heard = one.heard or packets > 0
+        one = replace(one, heard=heard, packets=packets, state=_idle(one, packets))
     if one.state is ChildState.DELETING:
         return replace(one, check_at=Instant(now + DELETE_AGAIN))
     return one

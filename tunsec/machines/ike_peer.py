@@ -574,14 +574,13 @@ def _child_down(state: IkeState, child_id: int, now: Instant, fraction: float) -
 
 
 def _sa_gone(state: IkeState, event: SaGone, now: Instant, fraction: float) -> IkeState:
-    """The kernel has no such SA any more; whether charon knows is seen by its list."""
-    flow = state.flows.get(event.child)
-    if flow is None:
-        return state
-    after = flows.lose_sa(flow, event.spi, inbound=event.inbound, now=now, fraction=fraction)
-    if len(after.held) < len(flow.held) and state.ready:
-        state = replace(state, list_at=_after(now, flows.LOOK_AFTER))
-    return _with(state, after)
+    return _on_flow(
+        state,
+        event.child,
+        lambda flow: flows.lose_sa(
+            flow, event.spi, inbound=event.inbound, now=now, fraction=fraction
+        ),
+    )
 
 
 def _outbound_pinned(
@@ -592,10 +591,7 @@ def _outbound_pinned(
         return state
     if not event.error:
         return _with(state, flows.pin(flow, event.spi, now))
-    refused = next((one for one in flow.held if one.spi_out == event.spi), None)
     flow = flows.lose_sa(flow, event.spi, inbound=False, now=now, fraction=fraction)
-    if refused is not None and state.ready:
-        state = replace(state, list_at=_after(now, flows.LOOK_AFTER))
     return _with(state, replace(flow, reason=event.error))
 
 
@@ -616,13 +612,10 @@ def _usage_told(
 
 
 def _inbound_told(flow: IkeFlow, usage: SaUsage, now: Instant, actions: list[Action]) -> IkeFlow:
-    packets = usage.packets
-    if packets is None:
-        return flow  # gone: the kernel's event tells it
     held: list[HeldChild] = []
     for one in flow.held:
         if one.spi_in == usage.spi:
-            one = flows.note_inbound(one, packets, now)
+            one = flows.note_inbound(one, usage.packets, now)
             if one.state is ChildState.DELETING:
                 actions.append(TerminateChild(one.ike, one.id))
         held.append(one)
@@ -630,10 +623,10 @@ def _inbound_told(flow: IkeFlow, usage: SaUsage, now: Instant, actions: list[Act
     for stray in flow.strays:
         if not stray.inbound or stray.spi != usage.spi:
             strays.append(stray)
-        elif packets != stray.packets:
-            strays.append(replace(stray, packets=packets))
-        else:
+        elif usage.packets is not None and usage.packets == stray.packets:
             actions.append(RemoveStray(flow.child.id, stray.spi, True))
+        elif usage.packets is not None:
+            strays.append(replace(stray, packets=usage.packets))
     return replace(flow, held=tuple(held), strays=tuple(strays))
 
 
@@ -782,8 +775,3 @@ def check(state: IkeState) -> None:
             raise Bug(f"{child}: two CHILD_SAs of ours in one slot")
         if flow.taken and flow.pinned is not None:
             raise Bug(f"{child}: pinned and taken")
-        outbound = {one.spi_out for one in flow.held} | {
-            stray.spi for stray in flow.strays if not stray.inbound
-        }
-        if flow.pinned is not None and flow.pinned not in outbound:
-            raise Bug(f"{child}: pins an SA that is not there")

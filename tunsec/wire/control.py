@@ -25,6 +25,37 @@ class Malformed(TunsecError):
 
 
 @dataclass(frozen=True, slots=True)
+class ChildSaStatus:
+    """A CHILD_SA of a flow; `own` ones carry what this host sends. `age` in seconds."""
+
+    own: bool
+    state: str
+    spi_in: str
+    spi_out: str
+    age: float
+
+
+@dataclass(frozen=True, slots=True)
+class IkeStatus:
+    """The IKE_SA of a flow, as charon last told of it, and what stands in the way of the next
+    CHILD_SA.
+
+    `authenticated` is seconds since the peer has proven who it is, `next_rekey` and `next_reauth`
+    seconds until; `error` is in charon's own words.
+    """
+
+    state: str
+    initiator: bool | None = None
+    authenticated: float | None = None
+    next_rekey: float | None = None
+    next_reauth: float | None = None
+    algorithms: tuple[str, ...] = ()
+    ppk: bool = False
+    child_sas: tuple[ChildSaStatus, ...] = ()
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class FlowStatus:
     """One protected relation: a flow (of a tenant) with a peer between two addresses.
 
@@ -57,6 +88,7 @@ class FlowStatus:
     warnings: tuple[str, ...] = ()
     declared: bool = True
     """False for a flow that the policy dropped: it stays blocked until it is released."""
+    ike: IkeStatus | None = None
 
 
 @dataclass(frozen=True, slots=True)
