@@ -5,6 +5,7 @@ loop of its own and refuses to be called from inside the daemon's.
 """
 
 import errno
+import os
 import socket
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -13,7 +14,7 @@ from typing import Final, Self
 from tunsec.model.errors import Refused, Unavailable
 from tunsec.model.event import EventsLost, LinkChanged
 from tunsec.model.flow import Kind
-from tunsec.model.names import Address
+from tunsec.model.names import Address, Vni
 from tunsec.ports import OverlayDevice
 from tunsec.wire import rtnl
 from tunsec.wire.netlink import Control, Flag, Malformed, Message, decode_answer, messages
@@ -90,6 +91,15 @@ class HostLinks:
                 return self._mtu(route.ifindex)
         return None
 
+    def make_overlay(self, kind: Kind, *, name: str, vni: Vni, remote: Address, port: int) -> None:
+        """Make a tunnel device; raises Refused when the kernel cannot."""
+        self._ask(
+            lambda seq: rtnl.encode_new_overlay(
+                kind, name=name, vni=vni, remote=remote, port=port, seq=seq
+            ),
+            f"make a {kind} device",
+        )
+
     def close(self) -> None:
         """Close the socket."""
         self._socket.close()
@@ -120,13 +130,15 @@ class HostLinks:
                 return rtnl.decode_link(buffer, message).mtu
         return None
 
-    def _ask(self, encode: Callable[[int], bytes]) -> list[tuple[bytes, Message]]:
+    def _ask(
+        self, encode: Callable[[int], bytes], what: str = "look up links or routes"
+    ) -> list[tuple[bytes, Message]]:
         """Send a request and collect its answers; raises Refused or Unavailable."""
         for _ in range(DUMP_ATTEMPTS):
             seq = next(self._seq)
             try:
                 self._socket.send(encode(seq))
-                answers = list(self._answers(seq))
+                answers = list(self._answers(seq, what))
             except TimeoutError as error:
                 raise Unavailable("rtnetlink does not answer") from error
             except Malformed as error:
@@ -137,7 +149,7 @@ class HostLinks:
                 break
         return answers
 
-    def _answers(self, seq: int) -> Iterator[tuple[bytes, Message]]:
+    def _answers(self, seq: int, what: str) -> Iterator[tuple[bytes, Message]]:
         while True:
             buffer = self._socket.recv(_DATAGRAM_BYTES)
             for message in messages(buffer):
@@ -148,9 +160,8 @@ class HostLinks:
                 if message.kind == Control.ERROR:
                     answer = decode_answer(buffer, message)
                     if answer.errno:
-                        raise Refused(
-                            "look up links or routes", errno=answer.errno, reason=answer.text
-                        )
+                        reason = answer.text or os.strerror(answer.errno)
+                        raise Refused(what, errno=answer.errno, reason=reason)
                     return
                 yield buffer, message
                 if not message.flags & Flag.MULTI:

@@ -100,6 +100,12 @@ _RTM_F_LOOKUP_TABLE: Final = 0x1000
 _AF_INET: Final = 2
 _AF_INET6: Final = 10
 
+_VNI: Final = 1  # of both kinds
+_NEW_OVERLAY: Final = {
+    Kind.VXLAN: (_Vxlan.GROUP, _Vxlan.GROUP6, _Vxlan.PORT),
+    Kind.GENEVE: (_Geneve.REMOTE, _Geneve.REMOTE6, _Geneve.PORT),
+}
+
 Found = Mapping[int, bytes]
 
 
@@ -172,6 +178,29 @@ def encode_get_route(to: Address, *, seq: int) -> bytes:
     return encode_message(
         Rtm.GETROUTE, body + encode_attribute(_Rta.DST, to.packed), flags=Flag.REQUEST, seq=seq
     )
+
+
+def encode_new_overlay(
+    kind: Kind, *, name: str, vni: Vni, remote: Address, port: int, seq: int
+) -> bytes:
+    """Make a tunnel device of one of OVERLAY_KINDS; raises Malformed for another."""
+    if kind not in _NEW_OVERLAY:
+        raise Malformed(f"{kind} has no device")
+    to, to6, port_kind = _NEW_OVERLAY[kind]
+    details = (
+        encode_attribute(_VNI, struct.pack("=I", vni))
+        + encode_attribute(to if remote.version == 4 else to6, remote.packed)
+        + encode_attribute(port_kind, struct.pack("!H", port))
+    )
+    info = encode_attribute(_INFO_KIND, kind.value.encode() + b"\0")
+    info += encode_attribute(_INFO_DATA, details)
+    body = (
+        _IFINFOMSG.pack(0, 0, 0, 0, 0)
+        + encode_attribute(_Ifla.IFNAME, name.encode() + b"\0")
+        + encode_attribute(_Ifla.LINKINFO, info)
+    )
+    flags = Flag.REQUEST | Flag.ACK | Flag.CREATE | Flag.EXCL
+    return encode_message(Rtm.NEWLINK, body, flags=flags, seq=seq)
 
 
 def decode_link(buffer: Buffer, message: Message) -> Link:

@@ -8,8 +8,10 @@ import pytest
 
 from tests.namespaces import inside, missing_capability, named_namespaces, private_namespace, run
 from tunsec.adapters.links import HostLinks, LinkMonitor
+from tunsec.model.errors import Refused
 from tunsec.model.event import EventsLost
 from tunsec.model.flow import Kind
+from tunsec.model.names import Vni
 
 pytestmark = pytest.mark.skipif(missing_capability() is not None, reason=str(missing_capability()))
 
@@ -44,6 +46,16 @@ def test_the_local_end_of_a_point_to_point_address(underlay: None) -> None:
         found = set(map(str, links.addresses()))
     assert "198.51.100.1" in found
     assert "198.51.100.2" not in found
+
+
+def test_a_device_is_made_once(underlay: None) -> None:
+    to = ipaddress.ip_address("2001:db8::2")
+    with HostLinks() as links:
+        links.make_overlay(Kind.VXLAN, name="vx9", vni=Vni(9), remote=to, port=4799)
+        (made,) = links.overlay_devices()
+        assert (made.name, made.vni, made.remote, made.port) == ("vx9", 9, to, 4799)
+        with pytest.raises(Refused, match="File exists"):
+            links.make_overlay(Kind.VXLAN, name="vx9", vni=Vni(9), remote=to, port=4799)
 
 
 def test_vxlan_devices_with_what_they_say_of_themselves(underlay: None) -> None:

@@ -54,6 +54,20 @@ def test_a_geneve_device() -> None:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("kind", rtnl.OVERLAY_KINDS)
+@pytest.mark.parametrize("remote", ["192.0.2.2", "2001:db8::2"])
+def test_a_device_that_is_made_is_the_one_that_is_read(kind: Kind, remote: str) -> None:
+    to = ipaddress.ip_address(remote)
+    raw = rtnl.encode_new_overlay(kind, name="tun9", vni=Vni(7), remote=to, port=4799, seq=5)
+    assert decoded(raw) == Link(0, "tun9", 0, kind, False, port=4799, vni=Vni(7), remote=to)
+
+
+def test_other_kinds_have_no_device() -> None:
+    to = ipaddress.ip_address("192.0.2.2")
+    with pytest.raises(Malformed, match="rds-tcp has no device"):
+        rtnl.encode_new_overlay(Kind.RDS_TCP, name="x", vni=Vni(7), remote=to, port=1, seq=5)
+
+
 def test_an_external_device_has_no_vni_of_its_own() -> None:
     assert decoded(link_message("vxlan", VXLAN + encode_attribute(25, b"\1"))).vni is None
     external = decoded(link_message("geneve", GENEVE + encode_attribute(6, b"")))
