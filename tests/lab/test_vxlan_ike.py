@@ -1,6 +1,8 @@
-"""VXLAN by IKE with real charons and real daemons: what issue after issue must go on to hold."""
+"""VXLAN by IKE with real charons and real daemons: rekeys, crashes, frozen and stopped charons."""
 
-from collections.abc import Iterator
+import re
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
@@ -16,7 +18,12 @@ pytestmark = pytest.mark.needs(
 )
 
 IKE = "  {keying: ike}\n"
-QUICK = "  {keying: ike, rekey: {after: 1s, hard: 60s}}\n"
+QUICK = "  {keying: ike, rekey: {after: 1s, hard: 60s, jitter: 0%}}\n"
+REKEYS = 100
+AT_ONCE = 0.1
+"""Seconds between the two sides' rekeys that count as at the same time."""
+SAS = 8
+"""In the kernel of a host at rest: two families, two senders, two directions."""
 
 
 @pytest.fixture
@@ -70,14 +77,158 @@ def probes(lab: Lab, stack: ExitStack, *, rate: int = 1000) -> list[Probe]:
     ]
 
 
-@pytest.mark.timeout(240)
-def test_rekeys_lose_nothing(lab: Lab, watch: LeakWatch) -> None:
-    cluster = begin(lab, defaults=QUICK)
-    a, b = lab.hosts.values()
+def settled(cluster: Cluster, *, timeout: float = 40.0) -> None:
+    """Returns when nothing is left over on any host: one CHILD_SA of each sender, no other SA."""
+    until = time.monotonic() + timeout
+    for host in cluster.lab.hosts.values():
+        while left := leftovers(cluster, host):
+            assert time.monotonic() < until, f"{host.name}: {left}"
+            time.sleep(0.2)
+
+
+def leftovers(cluster: Cluster, host: Host) -> str:
+    """What a host has that it would not have at rest; empty when it is."""
+    flows = cluster.status(host).flows
+    for flow in flows:
+        assert flow.ike is not None
+        senders = sorted(one.own for one in flow.ike.child_sas)
+        if flow.state != "INSTALLED" or senders != [False, True]:
+            return f"{flow.state}, {flow.ike}"
+    sas = host.run(["ip", "-o", "xfrm", "state"]).stdout.splitlines()
+    return "" if len(sas) == SAS else f"{len(sas)} SAs"
+
+
+def lost(running: list[Probe]) -> list[int]:
+    """Packets that each probe lost."""
+    return [probe.report.lost for probe in running]
+
+
+def under_load(lab: Lab, act: Callable[[], None]) -> list[Probe]:
+    """What happens while probes run both ways."""
     with ExitStack() as stack:
         running = probes(lab, stack)
+        act()
+    assert all(probe.report.sent > 1000 for probe in running)
+    return running
+
+
+@pytest.mark.timeout(300)
+def test_rekeys_of_both_sides_at_once_lose_nothing(lab: Lab, watch: LeakWatch) -> None:
+    """A hundred rekeys a side, each crossing the other side's, and IKE_SA rekeys among them."""
+    cluster = begin(lab, defaults=QUICK, ike="  {rekey: 60s}\n")
+    a, b = lab.hosts.values()
+
+    def rekeys() -> None:
         for host in (a, b):
-            cluster.wait_until(host, rekeys=50, timeout=150)
-    for probe in running:
-        assert probe.report.sent > 10_000
-        assert probe.report.lost == 0, probe.report
+            cluster.wait_until(host, rekeys=REKEYS, timeout=200)
+
+    running = under_load(lab, rekeys)
+    assert lost(running) == [0, 0, 0]
+    times = [rekey_times(cluster.daemons[host.name].output()) for host in (a, b)]
+    crossing = sum(any(abs(one - other) < AT_ONCE for other in times[1]) for one in times[0])
+    assert crossing >= REKEYS, f"{crossing} of {len(times[0])} rekeys met one of the other side"
+    assert "rekeyed between" in cluster.charons[a.name].log()
+    for host in (a, b):
+        assert cluster.client(host).apply(cluster.policy(defaults=IKE), "test").changed
+    settled(cluster)
+
+
+def rekey_times(log: str) -> list[float]:
+    """When a daemon's flows were rekeyed, by its log: seconds of a day."""
+    found = re.findall(r"T(\d+):(\d+):([\d.]+)\S* .*INSTALLED -> REKEYING", log)
+    return [int(hour) * 3600 + int(minute) * 60 + float(second) for hour, minute, second in found]
+
+
+@pytest.mark.timeout(240)
+def test_a_charon_that_is_killed_costs_nothing(lab: Lab, watch: LeakWatch) -> None:
+    """On each side, then on both at once, each time with and without a daemon that dies too."""
+    cluster = begin(lab)
+    a, b = lab.hosts.values()
+
+    def crash(*hosts: Host, daemons: bool = False) -> None:
+        for host in hosts:
+            cluster.charons[host.name].kill9()
+            if daemons:
+                cluster.daemons[host.name].kill9()
+        time.sleep(1.0)  # as systemd restarts it
+        for host in hosts:
+            cluster.start_charon(host)
+            if daemons:
+                cluster.start(host)
+        settled(cluster)
+
+    for act in (
+        lambda: crash(a),
+        lambda: crash(b),
+        lambda: crash(a, b),
+        lambda: crash(a, b, daemons=True),
+    ):
+        assert lost(under_load(lab, act)) == [0, 0, 0]
+    for host in (a, b):
+        assert cluster.status(host).drift.sas == 0
+
+
+@pytest.mark.timeout(240)
+def test_a_charon_that_is_frozen_costs_no_packet_where_peers_are_never_dead(
+    lab: Lab, watch: LeakWatch
+) -> None:
+    cluster = begin(lab, ike="  {dead_after: never}\n")
+    a, _ = lab.hosts.values()
+
+    def freeze() -> None:
+        cluster.charons[a.name].freeze()
+        time.sleep(20)
+        cluster.charons[a.name].thaw()
+        settled(cluster)
+
+    assert lost(under_load(lab, freeze)) == [0, 0, 0]
+
+
+@pytest.mark.timeout(240)
+def test_a_charon_that_is_frozen_or_stopped_leaks_nothing(lab: Lab, watch: LeakWatch) -> None:
+    """By default a peer whose charon is silent for 5 s is dead: its SAs end, and it comes back."""
+    cluster = begin(lab)
+    a, b = lab.hosts.values()
+
+    def freeze() -> None:
+        cluster.charons[a.name].freeze()
+        until = time.monotonic() + 20
+        while cluster.flow(b).protected:
+            assert time.monotonic() < until, "the dead peer was not found"
+            time.sleep(0.05)
+        found = time.monotonic() - (until - 20)
+        print(f"a dead peer was found after {found:.1f} s")
+        while time.monotonic() < until:
+            time.sleep(0.1)
+        assert "does not answer" in cluster.flow(a).reason or cluster.flow(a).protected
+        cluster.charons[a.name].thaw()
+        settled(cluster)
+
+    print(f"frozen for 20 s: lost {lost(under_load(lab, freeze))}")
+
+    def stop() -> None:
+        cluster.charons[a.name].stop()
+        time.sleep(2.0)
+        assert not cluster.flow(a).protected
+        assert "charon" in cluster.flow(a).reason
+        cluster.start_charon(a)
+        settled(cluster)
+
+    print(f"stopped and started after 2 s: lost {lost(under_load(lab, stop))}")
+
+
+@pytest.mark.timeout(120)
+def test_a_daemon_that_is_killed_costs_nothing(lab: Lab, watch: LeakWatch) -> None:
+    cluster = begin(lab)
+    a, b = lab.hosts.values()
+
+    def kill() -> None:
+        for host in (a, b, a):
+            cluster.daemons[host.name].kill9()
+            time.sleep(1.0)
+            cluster.start(host)
+            cluster.wait_protected()
+        settled(cluster)
+
+    assert lost(under_load(lab, kill)) == [0, 0, 0]
+    assert all(flow.rekeys == 0 for host in (a, b) for flow in cluster.status(host).flows)

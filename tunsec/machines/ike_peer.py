@@ -376,9 +376,15 @@ def _adopted(state: IkeState, event: Adopted) -> IkeState:
 
 
 def _charon_ready(state: IkeState, now: Instant) -> IkeState:
-    """Load again, list again: what was known may be an earlier charon's."""
+    """Load again, list again: what was known may be an earlier charon's.
+
+    A host that has SAs left comes back: the peer still believes in IKE_SAs that may be gone, and
+    soon finds this host dead, so nobody waits for a turn.
+    """
+    state = _on_flows(state, flows.into_strays)
+    returns = any(flow.strays for flow in state.flows.values())
     return replace(
-        _on_flows(state, flows.into_strays),
+        state,
         ikes={},
         ready=True,
         loaded=None,
@@ -389,7 +395,7 @@ def _charon_ready(state: IkeState, now: Instant) -> IkeState:
         listing_since=None,
         listed=False,
         list_at=now,
-        turn_at=_turn(state, now),
+        turn_at=None if returns else _turn(state, now),
     )
 
 

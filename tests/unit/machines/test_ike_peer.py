@@ -64,6 +64,15 @@ def test_the_other_host_waits_for_its_turn_and_no_longer() -> None:
     assert len(one.ordered(Initiate)) == 1
 
 
+def test_a_host_that_returns_waits_for_no_turn() -> None:
+    one = OneConnection(first=False).begin()
+    one.peer_comes_anew()
+    one.charon_crashes()
+    initiated = len(one.ordered(Initiate))
+    one.tell(CharonReady())
+    assert len(one.ordered(Initiate)) == initiated + 1
+
+
 def test_the_other_host_follows_at_once() -> None:
     one = OneConnection(first=False).begin()
     one.peer_comes_anew()
