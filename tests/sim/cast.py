@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tunsec.keying.ca import issue, make_root, period
 from tunsec.keying.chain import Trust
 from tunsec.keying.identity import Identity
-from tunsec.model.clock import WallTime
+from tunsec.model.clock import Seconds, WallTime
 from tunsec.model.names import HostName
 from tunsec.policy.intent import Intent, parse_policy
 
@@ -58,10 +58,15 @@ def policy(
     flows: int = 1,
     both_families: bool = False,
     soft_packets: int | None = None,
+    by_ike: int = 0,
+    ike_rekey: float = 4 * 3600.0,
+    dead_after: str = "never",
 ) -> Intent:
-    """A cluster of `hosts` with VXLAN flows between all of them, on ports 4789, 4790, ...
+    """A cluster of `hosts` with VXLAN flows between all of them, on ports 4789, 4790, ...; the
+    first `by_ike` of them keyed by IKE.
 
-    `soft_packets` may be lower than the language allows, so that few probes reach it.
+    `soft_packets` and `ike_rekey` may be lower than the language allows, so that few probes and
+    little time reach them.
     """
     lines = ["version: 1", "hosts:"]
     for number in range(hosts):
@@ -71,11 +76,14 @@ def policy(
         )
     limit = "" if hard is None else f", hard: {hard}"
     lines += ["defaults:", f"  rekey: {{after: {after}{limit}}}", "flows:"]
+    keying = ["ike"] * by_ike + ["directory"] * (flows - by_ike)
     lines += [
-        f"  overlay{number}: {{kind: vxlan, between: all, port: {4789 + number}}}"
-        for number in range(flows)
+        f"  overlay{number}: {{kind: vxlan, between: all, port: {4789 + number}, keying: {word}}}"
+        for number, word in enumerate(keying)
     ]
+    lines += ["ike:", f"  dead_after: {dead_after}"]
     intent = parse_policy("\n".join(lines) + "\n", "sim.yaml")
+    intent = replace(intent, ike=replace(intent.ike, rekey_after=Seconds(ike_rekey)))
     if soft_packets is None:
         return intent
     return replace(

@@ -57,6 +57,11 @@ class FakeCharon:
         return self._life is not None and self._life.frozen
 
     @property
+    def loaded(self) -> set[str]:
+        """Names of its connections, as the simulation sees them."""
+        return set() if self._life is None else set(self._life.connections)
+
+    @property
     def ikes(self) -> list[IkeEnd]:
         """Its IKE_SAs, as the simulation sees them."""
         return [] if self._life is None else [*self._life.ikes.values()]
@@ -124,6 +129,15 @@ class FakeCharon:
                 raise Refused(f"unloading connection {name}", reason=f"'{name}' not found")
 
         self._command(act, done)
+
+    def connections(self, *, done: Callable[[Sequence[str] | TunsecError], None]) -> None:
+        """Names of its connections."""
+        found: list[str] = []
+
+        def act(life: IkeKeeper) -> None:
+            found.extend(life.connections)
+
+        self._command(act, lambda error: done(found if error is None else error))
 
     def initiate(self, connection: str, child: str, *, done: Done) -> None:
         """Begin to make a CHILD_SA."""

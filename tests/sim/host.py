@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from tests.sim.charon import FakeCharon
+from tests.sim.charon_link import CharonLink
 from tests.sim.kernel import FakeKernel, Packet
 from tunsec.daemon.engine import Engine
 from tunsec.daemon.scope import Scope
@@ -68,6 +70,9 @@ class SimHost:
     guard: FakeGuard
     scope: Scope
     """What the state folder keeps: the policy in force, and what was released or retired."""
+    charon: FakeCharon = field(init=False)
+    link: CharonLink | None = None
+    """What the daemon has of it."""
     newest: Newest = field(default_factory=Newest)
     engine: Engine | None = None
     ring: Keyring | None = None

@@ -74,6 +74,7 @@ class Held:
     seen: set[int] = field(default_factory=set)
     packets: int = 0
     dying: bool = False
+    by_others: bool = False
 
 
 class FakeKernel:
@@ -154,8 +155,9 @@ class FakeKernel:
                     return Refused(str(step), errno=errno.EINVAL, reason="Missing key")
                 key = hashlib.sha256(sa.key.reveal()).digest()
                 self.installed_keys.append((sa.id, key))
-                self._sas[sa.id] = Held(replace(sa, key=None), key, self._now())
-                self._watch(self._sas[sa.id])
+                added = Held(replace(sa, key=None), key, self._now(), by_others=not ours)
+                self._sas[sa.id] = added
+                self._watch(added)
                 self._tell(SaAdded(sa.id, sa.reqid), ours)
             case RemoveSa(sa_id):
                 held = self._sas.pop(sa_id, None)
@@ -379,6 +381,11 @@ class FakeKernel:
         return [
             (sa_id, held.sa, held.key) for sa_id, held in self._sas.items() if not held.sa.larval
         ]
+
+    def made_by_others(self, sa_id: SaId) -> bool:
+        """Whether an SA is there that the daemon did not install."""
+        held = self._sas.get(sa_id)
+        return held is not None and held.by_others
 
     def key_of(self, sa_id: SaId) -> bytes | None:
         """Digest of an SA's key, or None when there is no such SA."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tests.sim.kernel import Packet
 from tunsec.daemon.scope import Scope
-from tunsec.machines import pair
+from tunsec.machines import ike_peer, pair
 from tunsec.model.ownership import is_our_sa, is_our_sp
 from tunsec.model.sa import Sa, SaId
 from tunsec.model.selector import UDP
@@ -20,6 +20,8 @@ MAX_KEYS = 3
 """Private keys: previous, current, next."""
 MAX_SAS = 3
 """SAs of a child in one direction: previous, current, next."""
+MAX_CHILD_SAS = 8
+"""CHILD_SAs of a child: two of each sender, and as many that the peer has lost with its charon."""
 MAX_PEER_OFFERS = 4
 """Offers kept of a peer: previous, current, next, and one on its way."""
 
@@ -155,15 +157,34 @@ class Laws:
     # Law 2
 
     def _note_sas(self, host: "SimHost") -> None:
-        """Sort a host's SAs by where they lead, with names that are quick to look up."""
+        """Sort a host's SAs by where they lead, with names that are quick to look up.
+
+        charon makes SAs in pairs. Those on which it is not this host that should send, or not yet,
+        are spare: an outbound one of charon's counts when our SPs pin it.
+        """
         sas = _Sas()
+        pinned = {
+            (template.dst, template.spi)
+            for sp in host.kernel.spd()
+            if sp.id.direction is SpDirection.OUT and is_our_sp(sp)
+            for template in sp.templates
+        }
         for sa_id, sa, key in host.kernel.keyed_sas():
             owner = self._owners.get(int(sa_id.dst))
             if owner == host.name:
                 sas.inbound[int(sa_id.dst), sa_id.spi] = key
             elif owner is not None and is_our_sa(sa) and sa_id not in self._excused:
+                if host.kernel.made_by_others(sa_id):
+                    if (sa_id.dst, sa_id.spi) not in pinned:
+                        continue
+                    self._as_asked(host, sa)
                 sas.outbound.setdefault(owner, []).append((int(sa_id.dst), sa_id.spi, key, sa_id))
         self._sas[host.name] = sas
+
+    def _as_asked(self, host: "SimHost", sa: Sa) -> None:
+        """Law 6: what charon made otherwise than it was asked to is not used."""
+        if not sa.replay.esn or sa.lifetimes.hard_seconds is None:
+            self._break(f"law 6: {host.name} sends on {sa.id}, which is not as it was asked for")
 
     def _receiver_first(self, host: "SimHost") -> None:
         """An outbound SA of ours, here or at a peer, has its inbound twin with the same key."""
@@ -216,6 +237,10 @@ class Laws:
             self._break(f"{host.name}: {host.ring.private_values} private keys, {held} offers")
         if host.ring.pair_secrets > held * MAX_PEER_OFFERS * (len(self._world.hosts) - 1):
             self._break(f"{host.name}: {host.ring.pair_secrets} secrets of pairs")
+        for connection, ike_flow in host.engine.ike.flows():
+            ike_peer.check(connection.state)
+            if len(ike_flow.held) > MAX_CHILD_SAS:
+                self._break(f"{host.name}: {ike_flow.child.id} has {len(ike_flow.held)} CHILD_SAs")
 
 
 def packets(scope: Scope) -> frozenset[tuple[Packet, bool]]:

@@ -12,10 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tests.sim.cast import EPOCH, identity, trust
+from tests.sim.charon_link import CharonLink
+from tests.sim.charons import Charons
 from tests.sim.directory import Directory
 from tests.sim.host import FakeGuard, NoLinks, SimHost
 from tests.sim.kernel import EspPacket, FakeKernel, Packet
 from tests.sim.laws import Laws
+from tests.sim.standing import Standing, standings
 from tunsec.daemon.engine import Engine, Ports
 from tunsec.daemon.post import PostRoom
 from tunsec.daemon.scope import Scope
@@ -28,6 +31,7 @@ from tunsec.model.event import EventsLost, KernelEvent
 from tunsec.model.flow import Child, ChildId
 from tunsec.model.names import MAX_SPI, MIN_SPI, Boot, FlowName, HostName, Spi
 from tunsec.model.ownership import is_our_sp
+from tunsec.model.sa import SaId
 from tunsec.model.secret import Secret
 from tunsec.model.step import Step
 from tunsec.policy.desired import inbound_sps, outbound_sps
@@ -74,6 +78,9 @@ class World:
         """Whether another program's SP was ever put in the way of a child."""
         self.longest_trip = 0.001
         """Seconds that a packet may be on its way."""
+        self.cut_off: set[HostName] = set()
+        """Hosts to and from which no packet goes; the directory they reach."""
+        self.charons = Charons(self)
         self.directory = Directory(self.dice, self.later, lambda: Instant(self.now))
         self.hosts = {host.name: self._host(host.name) for host in intent.hosts}
         self.story: list[str] = []
@@ -87,6 +94,7 @@ class World:
     def _host(self, name: HostName) -> SimHost:
         kernel = FakeKernel(lambda: Instant(self.now))
         host = SimHost(name, kernel, FakeGuard(), Scope(name, self.intent, "sim"))
+        self.charons.give(host, self.intent.host(name).addresses)
         self._wire(host, kernel)
         return host
 
@@ -94,6 +102,7 @@ class World:
         kernel.before_step = lambda step: self._maybe_crash(host, step)
         kernel.somebody_listens = lambda: host.engine is not None
         kernel.listeners.append(lambda event, ours: self._kernel_event(host, event, ours))
+        kernel.listeners.append(lambda event, ours: host.charon.on_kernel_event(event))
 
     # Time
 
@@ -175,28 +184,38 @@ class World:
             aeads=SPEEDS,
         )
         directory = _SimDirectory(self, host.name, self._answering(host))
-        ports = Ports(host.kernel, host.guard, NoLinks(), directory, clock, entropy)
+        host.link = CharonLink(self, host, self._in_this_life(host))
+        ports = Ports(host.kernel, host.guard, NoLinks(), directory, clock, entropy, host.link)
         host.engine = Engine(host=host.name, ports=ports, post=post)
         host.on_start(host)
         if not self._with_engine(host, lambda engine: engine.start(host.scope)):
             self.crash(host)  # a daemon that cannot close does not run on
         else:
             self.directory.watch(host.name, lambda records: self._records(host, records))
+            host.link.answer(host.link.renew)
 
-    def _answering(self, host: SimHost) -> Callable[[Callable[[], None]], None]:
+    def _in_this_life(self, host: SimHost) -> Callable[[Callable[[], None]], None]:
         """What comes back to a daemon that is dead, or to an earlier life of it, is dropped."""
         life = host.life
 
         def answer(act: Callable[[], None]) -> None:
-            if host.engine is None or host.life != life:
-                return
+            if host.engine is not None and host.life == life:
+                self._with_engine(host, lambda _: act())
+
+        return answer
+
+    def _answering(self, host: SimHost) -> Callable[[Callable[[], None]], None]:
+        """How the directory answers a daemon; it may die at that."""
+        answer = self._in_this_life(host)
+
+        def hear_or_die(act: Callable[[], None]) -> None:
             if host.dies_unanswered:
                 self.tell(f"{host.name} dies, written and unanswered")
                 self.crash(host)
-                return
-            self._with_engine(host, lambda _: act())
+            else:
+                act()
 
-        return answer
+        return lambda act: answer(lambda: hear_or_die(act))
 
     def _records(self, host: SimHost, records: Sequence[Record]) -> None:
         self._with_engine(host, lambda engine: engine.on_records(records))
@@ -215,6 +234,8 @@ class World:
             return False
         if host.ring is not None:
             host.newest = host.ring.newest()
+        if host.link is not None and host.link.up and not host.link.engine.uses_ike:
+            host.link.renew()  # directory keying has taken the last flow over
         return True
 
     def _maybe_crash(self, host: SimHost, step: Step) -> None:
@@ -230,15 +251,17 @@ class World:
         """kill -9: the kernel keeps what it has."""
         if host.engine is not None:
             host.engine.close()
-        host.engine = None
-        host.ring = None
+        host.engine = host.ring = host.link = None
         host.dies_unanswered = False
         self.directory.unwatch(host.name)
         self.tell(f"{host.name} is dead")
 
     def reboot(self, host: SimHost) -> None:
-        """The kernel forgets everything; the host says nothing until its daemon starts."""
+        """The kernel forgets everything; the host says nothing until its daemon starts. charon
+        comes back on its own."""
         self.crash(host)
+        host.charon.crash()
+        self.later(self.dice.uniform(0.0, 2.0), lambda: self.charons.start(host))
         host.crash_in = None
         fresh = FakeKernel(lambda: Instant(self.now))
         self._wire(host, fresh)
@@ -261,6 +284,7 @@ class World:
             host.scope = scope
             return
         lived = self._with_engine(host, lambda engine: engine.change_scope(scope))
+        self._renew_link(host)
         if lived or self.dice.random() < 0.5:  # a policy file outlives the daemon that read it
             host.scope = scope
 
@@ -273,6 +297,11 @@ class World:
         self.laws.may_open(host, scope)
         host.scope = scope
         self._with_engine(host, lambda engine: engine.release(engine.scope.without(flow)))
+        self._renew_link(host)
+
+    def _renew_link(self, host: SimHost) -> None:
+        if host.link is not None:
+            host.link.answer(host.link.renew)
 
     # The directory as a whole
 
@@ -293,6 +322,10 @@ class World:
         for host in self.hosts.values():
             self._with_engine(host, lambda engine: engine.on_directory_back())
             self.directory.retell(host.name)
+
+    def excuse(self, ids: Sequence[SaId]) -> None:
+        """Inbound SAs that go whatever their peer sends on them."""
+        self.laws.excuse(ids)
 
     # Events of kernels
 
@@ -322,6 +355,8 @@ class World:
         peer = self.hosts[child.peer]
 
         def arrive() -> None:
+            if not self.cut_off.isdisjoint((owner.name, child.peer)):
+                return
             if isinstance(sent, EspPacket) and peer.kernel.receive(sent):
                 probe.delivered += 1
 
@@ -334,9 +369,9 @@ class World:
         return self._all_are(PROTECTED)
 
     def settled(self) -> bool:
-        """Whether every child that can be has one SA each way and nothing in progress, every host
+        """Whether every child that can be has the SAs it should and nothing in progress, every host
         one private key, and the directory all that was written."""
-        return self._all_are((Phase.INSTALLED,)) and all(
+        return self._all_are((Phase.INSTALLED,), moving=False) and all(
             host.engine.outbox.idle
             and (host.engine.scope.rollover is None or len(host.engine.offers.offers) == 1)
             for host in self.hosts.values()
@@ -347,13 +382,18 @@ class World:
         """Paths in the directory of which a host is the author."""
         return {path for path in self.directory.records if path.split("/")[-1] == host.name}
 
-    def _all_are(self, phases: tuple[Phase, ...]) -> bool:
-        """Every daemon runs, and has its children in one of these phases."""
+    def standings(self, host: SimHost) -> list[Standing]:
+        """How the children of a host stand; none without a daemon."""
+        return [] if host.engine is None else standings(host.engine, Instant(self.now))
+
+    def _all_are(self, phases: tuple[Phase, ...], *, moving: bool = True) -> bool:
+        """Every daemon runs, and has its children in one of these phases; those that move from one
+        keying to the other only if that counts."""
         return all(host.engine is not None for host in self.hosts.values()) and all(
-            flow.phase in phases or (self.crowded and self.in_the_way(host, flow.child))
+            (one.phase in phases and (moving or not one.moving))
+            or (self.crowded and self.in_the_way(host, one.child))
             for host in self.hosts.values()
-            if host.engine is not None
-            for _, flow in host.engine.flows()
+            for one in self.standings(host)
         )
 
     def in_the_way(self, host: SimHost, child: Child) -> bool:
@@ -378,11 +418,11 @@ class World:
     def children(self) -> list[tuple[SimHost, ChildId]]:
         """Every child of every host that runs, but those that another program obstructs."""
         return [
-            (host, flow.child.id)
+            (host, child.id)
             for host in self.hosts.values()
             if host.engine is not None
-            for _, flow in host.engine.flows()
-            if not (self.crowded and self.in_the_way(host, flow.child))
+            for child in host.engine.scope.children
+            if not (self.crowded and self.in_the_way(host, child))
         ]
 
     def tell(self, line: str) -> None:
@@ -396,13 +436,7 @@ class World:
             if host.engine is None:
                 lines.append(f"{host.name}: no daemon")
                 continue
-            for state, flow in host.engine.flows():
-                inbound = ", ".join(f"{sa.spi:08x} {sa.state}" for sa in flow.inbound)
-                outbound = ", ".join(f"{sa.spi:08x} {sa.state}" for sa in flow.outbound)
-                lines.append(
-                    f"{host.name}: {flow.child.id}: {flow.phase} {flow.reason} in [{inbound}] "
-                    f"out [{outbound}] own {state.own_offer} peer {state.peer_offer}"
-                )
+            lines += [f"{host.name}: {one}" for one in self.standings(host)]
         return "\n".join(lines)
 
 
