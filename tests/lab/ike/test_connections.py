@@ -127,19 +127,18 @@ def test_what_a_policy_asks_arrives_in_both_kernels(lab: Lab, version: int) -> N
     run(lab, version, flows, scenario)
 
 
-def test_another_variant_makes_another_ike_sa(lab: Lab) -> None:
+@pytest.mark.parametrize(("variant", "ikes"), [(0, 1), (1, 2)])
+def test_only_another_variant_makes_another_ike_sa(lab: Lab, variant: int, ikes: int) -> None:
     async def scenario(ends: Ends) -> None:
         a = ends.pair.a
         await ends.load()
         await ends.initiate(a)
-        await a.ike.load_connection(ends.connection(a))
+        await a.ike.load_connection(ends.connection(a, variant=variant))
         await ends.initiate(a, slot=1)
-        assert len(a.events(IkeEstablished)) == 1, "nothing has changed"
-        for ike, child in await ends.held(a):
-            await a.ike.terminate_child(ike.ref, child.id)
-        await a.ike.load_connection(ends.connection(a, variant=1))
-        await ends.initiate(a)
-        assert len(a.events(IkeEstablished)) == 2
+        held = await ends.held(a)
+        assert sorted(child.name for _, child in held) == ["overlay.a.0", "overlay.a.1"]
+        assert len({ike.id for ike, _ in held}) == ikes
+        assert len(a.events(IkeEstablished)) == ikes
 
     run(lab, 4, "  overlay: {kind: vxlan, between: all}", scenario)
 
