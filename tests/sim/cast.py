@@ -4,10 +4,12 @@ import functools
 from collections.abc import Iterable
 from dataclasses import replace
 
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from tunsec.keying.ca import issue, make_root, period
+from tunsec.keying.ca import issue, make_root, period, sign_list
 from tunsec.keying.chain import Trust
+from tunsec.keying.crl import what_it_says
 from tunsec.keying.identity import Identity
 from tunsec.model.clock import Seconds, WallTime
 from tunsec.model.names import HostName
@@ -21,32 +23,42 @@ QUIET = "6h"
 
 
 @functools.cache
-def _root() -> tuple[Ed25519PrivateKey, Trust, object]:
+def _root() -> tuple[Ed25519PrivateKey, x509.Certificate]:
     key = Ed25519PrivateKey.generate()
     root = make_root("sim", key=key, serial=1, valid=period(wall_now=EPOCH, days=3650))
-    return key, Trust([root]), root
+    return key, root
 
 
 @functools.cache
-def identity(name: str) -> Identity:
-    """The identity of a host."""
-    ca_key, _, root = _root()
+def identity(name: str, issue_number: int = 1) -> Identity:
+    """The identity of a host; a later one has another key and serial number."""
+    ca_key, root = _root()
     key = Ed25519PrivateKey.generate()
     leaf = issue(
         HostName(name),
         [],
         key=key,
-        ca=root,  # type: ignore[arg-type]
+        ca=root,
         ca_key=ca_key,
-        serial=int.from_bytes(name.encode(), "big"),
+        serial=_serial(name, issue_number),
         valid=period(wall_now=EPOCH, days=3000),
     )
     return Identity(HostName(name), (leaf,), key)
 
 
-def trust() -> Trust:
-    """What every host believes."""
-    return _root()[1]
+@functools.cache
+def trust(revoked: frozenset[tuple[str, int]] = frozenset()) -> Trust:
+    """What a host believes that has heard of these revoked certificates: host and issue number."""
+    ca_key, root = _root()
+    serials = {_serial(name, number): EPOCH for name, number in revoked}
+    crl = sign_list(
+        serials, ca=root, ca_key=ca_key, number=1, valid=period(wall_now=EPOCH, days=30)
+    )
+    return Trust([root], [what_it_says(crl)] if revoked else [])
+
+
+def _serial(name: str, issue_number: int) -> int:
+    return int.from_bytes(f"{name} {issue_number}".encode(), "big")
 
 
 @functools.cache

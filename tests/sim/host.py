@@ -76,6 +76,10 @@ class SimHost:
     newest: Newest = field(default_factory=Newest)
     engine: Engine | None = None
     ring: Keyring | None = None
+    certificate: int = 1
+    """Issue number of its certificate."""
+    revoked: frozenset[tuple[str, int]] = frozenset()
+    """What its crl.pem says: hosts and issue numbers."""
     life: int = 0
     closed: set[tuple[Packet, bool]] = field(default_factory=set)
     """Packets, and whether they leave, that were held back at some check since the last reboot."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tests.sim.kernel import Packet
 from tunsec.daemon.scope import Scope
 from tunsec.machines import ike_peer, pair
+from tunsec.model.names import HostName
 from tunsec.model.ownership import is_our_sa, is_our_sp
 from tunsec.model.sa import Sa, SaId
 from tunsec.model.selector import UDP
@@ -36,6 +37,7 @@ class _Version(NamedTuple):
     open: tuple[object, ...]
     """What decides whether a packet may pass in clear."""
     kernel: int
+    revoked: frozenset[tuple[str, int]]
 
 
 @dataclass(slots=True)
@@ -80,6 +82,7 @@ class Laws:
                 self._no_clear_packet(host)
             self._no_key_twice(host)
             self._only_what_is_ours(host)
+            self._nothing_with_the_revoked(host)
             self._promises(host)
             self._note_sas(host)
             changed.append(host)
@@ -120,6 +123,14 @@ class Laws:
             sa_id
             for sa_id, sa in host.kernel.all_sas()
             if sa.reqid in reqids and sa_id.dst in before.addresses
+        )
+
+    def may_cut_off(self, host: "SimHost", peer: "SimHost") -> None:
+        """A peer is revoked here: what it sends on may go at any time from now on."""
+        self.excuse(
+            sa_id
+            for sa_id, sa in host.kernel.all_sas()
+            if self._owners.get(int(sa.src)) == peer.name and is_our_sa(sa)
         )
 
     def may_open(self, host: "SimHost", scope: Scope) -> None:
@@ -217,6 +228,21 @@ class Laws:
         if owned is not None and foreign(host) != owned:
             self._break(f"law 4: a foreign SA or SP changed on {host.name}")
 
+    # Revocation
+
+    def _nothing_with_the_revoked(self, host: "SimHost") -> None:
+        """A daemon has no SA with a peer whose certificate is revoked where it runs."""
+        if host.engine is None:
+            return
+        for sa_id, sa in host.kernel.all_sas():
+            owner = self._owners.get(
+                int(sa.src if sa_id.dst in host.scope.addresses else sa_id.dst)
+            )
+            if owner is None or owner == host.name or not is_our_sa(sa):
+                continue
+            if (owner, self._world.hosts[HostName(owner)].certificate) in host.revoked:
+                self._break(f"revoked: {host.name} has {sa_id} with {owner}")
+
     # Promises
 
     def _promises(self, host: "SimHost") -> None:
@@ -276,7 +302,9 @@ def _version(host: "SimHost") -> "_Version":
     scope = host.scope if host.engine is None else host.engine.scope
     guarded = host.guard.guard is not None
     return _Version(
-        (id(kernel), kernel.spd_version, guarded, host.engine is None, id(scope)), kernel.version
+        (id(kernel), kernel.spd_version, guarded, host.engine is None, id(scope)),
+        kernel.version,
+        host.revoked,
     )
 
 

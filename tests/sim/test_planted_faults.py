@@ -15,6 +15,8 @@ from tunsec.daemon import drift, install, post, reconcile, scope
 from tunsec.daemon.engine import Engine
 from tunsec.daemon.install import Installer
 from tunsec.daemon.post import PostRoom
+from tunsec.keying.chain import Speaker, Trust
+from tunsec.keying.identity import Identity
 from tunsec.keying.ring import Keyring
 from tunsec.machines import flow as flows
 from tunsec.machines import offer as offers
@@ -256,6 +258,36 @@ def keeps_private_keys_that_nobody_needs(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(offers, "_rule_ended", rule_ended)
 
 
+def believes_the_revoked(patch: pytest.MonkeyPatch) -> None:
+    """Who was believed is cut off, and believed again with the next offer."""
+    truly = Trust.judge
+
+    def judge(self: Trust, chain: tuple[bytes, ...], **more: object) -> Speaker:
+        crls, self._crls = self._crls, {}
+        try:
+            return truly(self, chain, **more)  # type: ignore[arg-type]
+        finally:
+            self._crls = crls
+
+    patch.setattr(Trust, "judge", judge)
+
+
+def leaves_what_stands_to_the_revoked(patch: pytest.MonkeyPatch) -> None:
+    """No new keys with a revoked peer, and the old ones go on."""
+    truly = PostRoom.renew_identity
+
+    def renew_identity(self: PostRoom, identity: Identity, trust: Trust) -> list[post.News]:
+        truly(self, identity, trust)
+        return []
+
+    patch.setattr(PostRoom, "renew_identity", renew_identity)
+
+
+def adopts_what_stands_to_the_revoked(patch: pytest.MonkeyPatch) -> None:
+    """Who is revoked while no daemon runs is left what is in the kernel."""
+    patch.setattr(PostRoom, "revoked_before", lambda self: [])
+
+
 FAULTS: dict[Plant, str] = {
     publishes_before_it_installs: "law 2",
     follows_what_nobody_confirmed: "law 2",
@@ -279,6 +311,9 @@ FAULTS: dict[Plant, str] = {
     takes_nothing_back_for_an_earlier_life: "records that nobody wants",
     takes_back_what_is_wanted: "records that are missing",
     keeps_private_keys_that_nobody_needs: "private keys of no use",
+    believes_the_revoked: "revoked:",
+    leaves_what_stands_to_the_revoked: "revoked:",
+    adopts_what_stands_to_the_revoked: "revoked:",
 }
 """Each fault, and what must be said of it."""
 

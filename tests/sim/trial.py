@@ -8,10 +8,13 @@ from tests.sim.aftermath import nothing_missing_nothing_left
 from tests.sim.cast import QUIET, policy, without_host
 from tests.sim.chaos import Chaos
 from tests.sim.host import SimHost
+from tests.sim.laws import Broken
 from tests.sim.strangers import move_in, stand_in_the_way
 from tests.sim.stream import Stream
 from tests.sim.world import World
 from tunsec.daemon.engine import FAREWELL
+from tunsec.machines import pair
+from tunsec.machines.flow import Phase
 from tunsec.model.sp import SpDirection
 from tunsec.policy.intent import Intent
 
@@ -82,9 +85,46 @@ def chaos_trial(seed: int) -> World:
         world.apply(host, played.quiet)
     world.run_until(world.settled, SETTLED_WITHIN, look=1.0)
     nothing_missing_nothing_left(world)
+    if dice.random() < 0.3:
+        _one_is_revoked(world, dice)
+        nothing_missing_nothing_left(world)
     _one_leaves(world, played.quiet, dice)
     nothing_missing_nothing_left(world)
     return world
+
+
+def _one_is_revoked(world: World, dice: random.Random) -> None:
+    """A certificate is revoked, and the others hear of it, running or dead; its host goes on as if
+    nothing had happened, until it gets another one."""
+    victim = dice.choice(list(world.hosts.values()))
+    others = [host for host in world.hosts.values() if host is not victim]
+    for host in others:
+        if dice.random() < 0.4:
+            _dies_for_a_moment(world, host, dice)
+        world.revoke(host, victim)
+        world.run(dice.uniform(0.0, 0.5))
+    for host in (victim, *others):
+        if dice.random() < 0.2:
+            _dies_for_a_moment(world, host, dice)
+    world.run(dice.uniform(3.0, 6.0))
+    for host in others:
+        all_blocked_as_revoked(world, host, victim)
+    if dice.random() < 0.3:
+        _dies_for_a_moment(world, victim, dice)
+    world.reissue(victim)
+    world.run_until(world.protected, BACK_WITHIN)
+    world.run_until(world.settled, SETTLED_WITHIN, look=1.0)
+
+
+def all_blocked_as_revoked(world: World, host: SimHost, peer: SimHost) -> None:
+    """No flow with a revoked peer is up, and each says why."""
+    if host.engine is None:
+        raise Broken(f"{host.name} has no daemon\n{world.tale()}")
+    for state, flow in host.engine.flows():
+        if flow.child.id.peer == peer.name and not world.obstructed_here(host, flow.child):
+            reason = pair.blocked_reason(state, flow)
+            if flow.phase is not Phase.BLOCKED or "was revoked" not in reason:
+                raise Broken(f"{flow.child.id}: {flow.phase} {reason!r}\n{world.tale()}")
 
 
 def _one_leaves(world: World, intent: Intent, dice: random.Random) -> None:

@@ -173,7 +173,10 @@ class World:
         clock = _SimClock(self, host.name)
         entropy = _SimEntropy(random.Random(self.dice.getrandbits(64)))
         host.ring = Keyring(
-            identity(host.name), trust(), grants=host.scope.grants, newest=host.newest
+            identity(host.name, host.certificate),
+            trust(host.revoked),
+            grants=host.scope.grants,
+            newest=host.newest,
         )
         post = PostRoom(
             host=host.name,
@@ -302,6 +305,29 @@ class World:
     def _renew_link(self, host: SimHost) -> None:
         if host.link is not None:
             host.link.answer(host.link.renew)
+
+    def revoke(self, host: SimHost, peer: SimHost) -> None:
+        """A host gets a list with its peer's certificate on it, and reads it if a daemon runs."""
+        self.tell(
+            f"{host.name} hears that certificate {peer.certificate} of {peer.name} is revoked"
+        )
+        host.revoked |= {(peer.name, peer.certificate)}
+        self.laws.may_cut_off(host, peer)
+        self._reload_identity(host)
+
+    def reissue(self, host: SimHost) -> None:
+        """A host gets another certificate, and reads it if a daemon runs."""
+        host.certificate += 1
+        self.tell(f"{host.name} has certificate {host.certificate}")
+        self._reload_identity(host)
+
+    def _reload_identity(self, host: SimHost) -> None:
+        self._with_engine(
+            host,
+            lambda engine: engine.renew_identity(
+                identity(host.name, host.certificate), trust(host.revoked)
+            ),
+        )
 
     # The directory as a whole
 

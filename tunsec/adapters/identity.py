@@ -1,17 +1,27 @@
-"""A host's identity from its folder: cert.pem, key.pem, ca.pem, and ppk.key where one is used."""
+"""A host's identity from its folder: cert.pem, key.pem, ca.pem; crl.pem and ppk.key where there are
+any."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
 from cryptography import x509
 
-from tunsec.adapters.key_files import check_folder, load_certificates, load_key, read_private
+from tunsec.adapters.key_files import (
+    NEWEST_LIST,
+    check_folder,
+    load_certificates,
+    load_key,
+    load_lists,
+    read_private,
+)
 from tunsec.keying.ca import same_key
 from tunsec.keying.chain import Speaker, Trust, certificate_der
+from tunsec.keying.crl import believed
 from tunsec.keying.identity import Identity
 from tunsec.keying.refusals import RecordRefused
+from tunsec.keying.revocation import RevocationList, newest_of_each
 from tunsec.keying.schedule import MIN_PPK
 from tunsec.model.clock import Seconds, WallTime
 from tunsec.model.errors import PolicyError, Problem
@@ -21,6 +31,7 @@ from tunsec.model.secret import Secret
 CERT: Final = "cert.pem"
 KEY: Final = "key.pem"
 CA: Final = "ca.pem"
+CRL: Final = "crl.pem"
 PPK: Final = "ppk.key"
 
 WARN_BEFORE: Final = Seconds(14 * 86_400.0)
@@ -36,13 +47,15 @@ class LoadedIdentity:
 
     identity: Identity
     roots: tuple[x509.Certificate, ...]
+    crls: tuple[RevocationList, ...]
+    """Of each CA its newest list."""
     ppk: Secret | None
     valid_until: WallTime
     warnings: tuple[Problem, ...]
 
     def trust(self) -> Trust:
-        """A fresh Trust in the roots."""
-        return Trust(self.roots)
+        """A fresh Trust in the roots, and in nobody whom they have revoked."""
+        return Trust(self.roots, self.crls)
 
 
 def load_identity(folder: Path, *, host: HostName, name: str, wall_now: WallTime) -> LoadedIdentity:
@@ -55,6 +68,10 @@ def load_identity(folder: Path, *, host: HostName, name: str, wall_now: WallTime
     chain = _tried(lambda: load_certificates(folder / CERT), problems)
     key = _tried(lambda: load_key(folder / KEY), problems)
     roots = _tried(lambda: load_certificates(folder / CA), problems)
+    crls: tuple[RevocationList, ...] = ()
+    if chain and roots and _there(folder / CRL):
+        signers = (*roots, *chain[1:])
+        crls = _tried(lambda: _load_crls(folder / CRL, signers), problems) or ()
     ppk = _tried(lambda: _load_ppk(folder / PPK), problems) if _there(folder / PPK) else None
     if chain and key and not same_key(chain[0], key):
         problems.append(
@@ -65,16 +82,25 @@ def load_identity(folder: Path, *, host: HostName, name: str, wall_now: WallTime
         # an attached root is of no use to peers, who trust their own
         chain = (chain[0], *(issuer for issuer in chain[1:] if issuer not in roots))
         speaker = _judged(
-            folder / CERT, chain, roots, name=name, wall_now=wall_now, problems=problems
+            folder / CERT,
+            chain,
+            Trust(roots, crls),
+            name=name,
+            wall_now=wall_now,
+            problems=problems,
         )
     if problems or chain is None or key is None or roots is None or speaker is None:
         raise PolicyError(problems)
     return LoadedIdentity(
         Identity(host, chain, key),
         roots,
+        crls,
         ppk,
         speaker.valid_until,
-        _warnings(folder, speaker.valid_until, wall_now=wall_now),
+        (
+            *_warnings(folder, speaker.valid_until, wall_now=wall_now),
+            *_list_warnings(folder, crls, wall_now=wall_now),
+        ),
     )
 
 
@@ -101,7 +127,7 @@ def _there(path: Path) -> bool:
 def _judged(
     path: Path,
     chain: tuple[x509.Certificate, ...],
-    roots: tuple[x509.Certificate, ...],
+    trust: Trust,
     *,
     name: str,
     wall_now: WallTime,
@@ -109,7 +135,7 @@ def _judged(
 ) -> Speaker | None:
     """Peers will judge the chain alike; what they would refuse is refused here."""
     try:
-        speaker = Trust(roots).judge(
+        speaker = trust.judge(
             tuple(certificate_der(certificate) for certificate in chain),
             path=str(path),
             wall_now=wall_now,
@@ -133,6 +159,14 @@ def _judged(
         )
         return None
     return speaker
+
+
+def _load_crls(path: Path, signers: Iterable[x509.Certificate]) -> tuple[RevocationList, ...]:
+    """Lists of the CAs in ca.pem, and of intermediates in cert.pem: they can only take away."""
+    try:
+        return newest_of_each([believed(crl, signers) for crl in load_lists(path)])
+    except ValueError as error:
+        raise PolicyError([Problem(str(path), str(error), NEWEST_LIST)]) from None
 
 
 def _load_ppk(path: Path) -> Secret:
@@ -161,3 +195,17 @@ def _warnings(folder: Path, end: WallTime, *, wall_now: WallTime) -> tuple[Probl
             f"tunsec ca renew {folder} --ca CA-DIR, then reload tunsecd",
         ),
     )
+
+
+def _list_warnings(
+    folder: Path, crls: Iterable[RevocationList], *, wall_now: WallTime
+) -> Iterator[Problem]:
+    for crl in crls:
+        if crl.next_update < wall_now:
+            days = (wall_now - crl.next_update) / 86_400
+            yield Problem(
+                str(folder / CRL),
+                f"the CRL of {crl.issuer} should have been replaced {days:.1f} days ago; what it "
+                "revokes stays revoked",
+                f"tunsec ca crl CA-DIR, copy its {CRL} here, then reload tunsecd",
+            )

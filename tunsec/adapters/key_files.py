@@ -1,10 +1,12 @@
 """Private keys and certificates as files: strict modes in, strict modes checked.
 
 Reading follows symbolic links (secret stores use them) and judges what it has opened. Writing never
-replaces a file; a whole folder is made beside its place and moved there in one act.
+replaces a key or certificate; a whole folder is made beside its place and moved there in one act,
+and so is a new revocation list.
 """
 
 import ctypes
+import fcntl
 import os
 import secrets
 import shutil
@@ -21,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tunsec.keying.ca import KeyType, key_type
+from tunsec.keying.crl import read_lists
 from tunsec.keying.identity import SigningKey
 from tunsec.model.errors import PolicyError, Problem
 
@@ -29,6 +32,7 @@ PUBLIC_MODE: Final = 0o644
 FOLDER_MODE: Final = 0o700
 MAX_FILE: Final = 1024 * 1024
 MADE_BY_CA: Final = "tunsec ca issue makes these files"
+NEWEST_LIST: Final = "put crl.pem of the CA's folder there: tunsec ca crl makes it anew"
 CREDENTIALS: Final = Path("/run/credentials")
 """systemd puts LoadCredential= files below it, 0400, or 0440 where an ACL admits the unit's user
 (systemd.exec(5))."""
@@ -90,6 +94,15 @@ def load_certificates(path: Path) -> tuple[x509.Certificate, ...]:
         ) from None
 
 
+def load_lists(path: Path) -> tuple[x509.CertificateRevocationList, ...]:
+    """All revocation lists of a file, PEM or DER, at least one; nothing is believed yet."""
+    body = read_public(path)
+    try:
+        return read_lists(body)
+    except ValueError as error:
+        raise problem(path, str(error), NEWEST_LIST) from None
+
+
 def load_key(path: Path) -> SigningKey:
     """The private key of a PEM file, without passphrase, Ed25519 or ECDSA P-256."""
     body = read_private(path)
@@ -124,6 +137,11 @@ def pem_key(key: SigningKey) -> bytes:
     )
 
 
+def pem_lists(*lists: x509.CertificateRevocationList) -> bytes:
+    """PEM, one after the other."""
+    return b"".join(one.public_bytes(serialization.Encoding.PEM) for one in lists)
+
+
 def pem_certificates(*certificates: x509.Certificate) -> bytes:
     """PEM, one after the other."""
     return b"".join(
@@ -150,6 +168,29 @@ def write_new(path: Path, body: bytes, *, mode: int) -> None:
     except OSError as error:
         path.unlink(missing_ok=True)
         raise problem(path, _reason(error), "choose a folder that can be written") from None
+
+
+def replace_file(path: Path, body: bytes, *, mode: int) -> None:
+    """Give a file new content in one act, durably, whether it was there or not."""
+    fresh = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    write_new(fresh, body, mode=mode)
+    try:
+        fresh.rename(path)
+    except OSError as error:
+        fresh.unlink(missing_ok=True)
+        raise problem(path, _reason(error), "choose a folder that can be written") from None
+    settle(path.parent)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep others who hold it so out of a folder: what is read stays true until it is written."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def write_folder(folder: Path, files: Mapping[str, tuple[bytes, int]]) -> None:

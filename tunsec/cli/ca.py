@@ -18,20 +18,26 @@ from tunsec.model.errors import PolicyError
 from tunsec.model.names import Address, HostName
 
 if TYPE_CHECKING:
+    from tunsec.adapters.ca_files import Shown
     from tunsec.keying.ca import CertificateSummary
+    from tunsec.keying.revocation import RevocationList
 
 CA_DAYS: Final = 3_650.0
 LEAF_DAYS: Final = 365.0
+CRL_DAYS: Final = 365.0
 MAX_DAYS: Final = 36_500.0
 KEY_TYPES: Final = ("ed25519", "p256")
 WARN_DAYS: Final = 14.0
+
+LISTING: Final = ("revoke", "crl")
+"""Commands that leave a new list, which hosts do not have yet."""
 
 EXIT_FAILED: Final = 1
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add `ca` and its four commands."""
-    parser = subparsers.add_parser("ca", help="make and renew the cluster's certificates")
+    """Add `ca` and its commands."""
+    parser = subparsers.add_parser("ca", help="make, renew and revoke the cluster's certificates")
     parser.set_defaults(run=run)
     commands = parser.add_subparsers(dest="ca_command", required=True, metavar="COMMAND")
 
@@ -53,7 +59,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     _add_common(issue, days=LEAF_DAYS)
 
-    show = commands.add_parser("show", help="tell what certificates say")
+    show = commands.add_parser("show", help="tell what certificates and revocation lists say")
     show.add_argument("path", type=Path, metavar="FILE|DIR")
     show.add_argument("--json", action="store_true", help="as JSON")
 
@@ -62,11 +68,25 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     renew.add_argument("--ca", type=Path, required=True, metavar="DIR", help="the CA's folder")
     _add_common(renew, days=LEAF_DAYS, key_type=False)
 
+    revoke = commands.add_parser("revoke", help="end certificates before their time")
+    revoke.add_argument("ca", type=Path, metavar="DIR", help="the CA's folder")
+    revoke.add_argument(
+        "which",
+        nargs="+",
+        metavar="NAME|SERIAL|CERT",
+        help="a host (all that it was ever issued), a serial number, or a certificate's file",
+    )
+    _add_common(revoke, days=CRL_DAYS, key_type=False)
+
+    crl = commands.add_parser("crl", help="make the list of revoked certificates anew")
+    crl.add_argument("ca", type=Path, metavar="DIR", help="the CA's folder")
+    _add_common(crl, days=CRL_DAYS, key_type=False)
+
 
 def run(args: argparse.Namespace) -> int:
     """Carry out a command; 0 when done, 1 when refused."""
     try:
-        summaries = _perform(args, WallTime(time.time()))
+        shown = _perform(args, WallTime(time.time()))
     except PolicyError as error:
         if args.json:
             print(json.dumps({"problems": [asdict(problem) for problem in error.problems]}))
@@ -74,46 +94,59 @@ def run(args: argparse.Namespace) -> int:
             print(f"tunsec ca {args.ca_command}: {problem}", file=sys.stderr)
         return EXIT_FAILED
     if args.json:
-        print(json.dumps([_as_json(summary) for summary in summaries], indent=2))
-    else:
-        print("\n".join(_as_text(summary, time.time()) for summary in summaries))
+        certificates = [_as_json(summary) for summary in shown.certificates]
+        print(json.dumps([*certificates, *map(_list_as_json, shown.crls)], indent=2))
+        return 0
+    now = time.time()
+    texts = [_as_text(summary, now) for summary in shown.certificates]
+    print("\n".join([*texts, *(_list_as_text(crl, now) for crl in shown.crls)]))
+    if args.ca_command in LISTING:
+        print(
+            f"copy {args.ca / 'crl.pem'} to every host's identity folder, then tunsec reload there"
+        )
     return 0
 
 
-def _perform(args: argparse.Namespace, wall_now: WallTime) -> "tuple[CertificateSummary, ...]":
+def _perform(args: argparse.Namespace, wall_now: WallTime) -> "Shown":
     from tunsec.adapters import ca_files
     from tunsec.keying.ca import KeyType
 
     match args.ca_command:
         case "init":
-            return (
-                ca_files.init(
-                    args.folder,
-                    name=args.name,
-                    days=args.days,
-                    kind=KeyType(args.key_type),
-                    wall_now=wall_now,
-                ),
+            summary = ca_files.init(
+                args.folder,
+                name=args.name,
+                days=args.days,
+                kind=KeyType(args.key_type),
+                wall_now=wall_now,
             )
+            return ca_files.Shown((summary,))
+        case "show":
+            return ca_files.show(args.path)
+    authority = ca_files.load(args.ca, wall_now=wall_now)
+    match args.ca_command:
         case "issue":
-            return (
-                ca_files.issue_to(
-                    args.out,
-                    HostName(args.host),
-                    authority=ca_files.load(args.ca, wall_now=wall_now),
-                    addresses=args.address,
-                    days=args.days,
-                    kind=KeyType(args.key_type),
-                    wall_now=wall_now,
-                ),
+            summary = ca_files.issue_to(
+                args.out,
+                HostName(args.host),
+                authority=authority,
+                addresses=args.address,
+                days=args.days,
+                kind=KeyType(args.key_type),
+                wall_now=wall_now,
             )
+            return ca_files.Shown((summary,))
         case "renew":
-            authority = ca_files.load(args.ca, wall_now=wall_now)
-            return (
-                ca_files.renew(args.folder, authority=authority, days=args.days, wall_now=wall_now),
+            summary = ca_files.renew(
+                args.folder, authority=authority, days=args.days, wall_now=wall_now
+            )
+            return ca_files.Shown((summary,))
+        case "revoke":
+            return ca_files.revoke_all(
+                args.which, authority=authority, days=args.days, wall_now=wall_now
             )
         case _:
-            return ca_files.show(args.path)
+            return ca_files.refresh(authority=authority, days=args.days, wall_now=wall_now)
 
 
 def _add_common(parser: argparse.ArgumentParser, *, days: float, key_type: bool = True) -> None:
@@ -147,29 +180,56 @@ def _as_json(summary: "CertificateSummary") -> dict[str, object]:
     fields["serial"] = f"{summary.serial:x}"
     fields["not_before"] = _moment(summary.not_before)
     fields["not_after"] = _moment(summary.not_after)
+    fields["revoked_at"] = summary.revoked_at and _moment(summary.revoked_at)
     return fields
 
 
+def _list_as_json(crl: "RevocationList") -> dict[str, object]:
+    return {
+        "crl": crl.number,
+        "issuer": crl.issuer,
+        "this_update": _moment(crl.this_update),
+        "next_update": _moment(crl.next_update),
+        "revoked": {f"{serial:x}": _moment(since) for serial, since in crl.revoked.items()},
+    }
+
+
 def _as_text(summary: "CertificateSummary", wall_now: float) -> str:
-    left = (summary.not_after - wall_now) / 86_400
+    rows = [
+        ("subject", summary.subject),
+        ("issuer", summary.issuer),
+        ("serial", f"{summary.serial:x}"),
+        ("key", summary.key),
+        ("valid", _span(summary.not_before, summary.not_after, wall_now)),
+        ("sha256", summary.sha256),
+    ]
+    if summary.revoked_at is not None:
+        rows.append(("REVOKED", f"since {_moment(summary.revoked_at)}"))
+    if summary.names or summary.addresses:
+        rows.insert(2, ("names", ", ".join((*summary.names, *summary.addresses))))
+    head = "CA" if summary.ca else "host certificate"
+    return "\n".join([head, *(f"  {name:8} {value}" for name, value in rows)])
+
+
+def _list_as_text(crl: "RevocationList", wall_now: float) -> str:
+    rows = [
+        ("issuer", crl.issuer),
+        ("number", str(crl.number)),
+        ("valid", _span(crl.this_update, crl.next_update, wall_now)),
+        *(("revoked", f"{serial:x} since {_moment(at)}") for serial, at in crl.revoked.items()),
+    ]
+    return "\n".join(["revocation list", *(f"  {name:8} {value}" for name, value in rows)])
+
+
+def _span(first: float, last: float, wall_now: float) -> str:
+    left = (last - wall_now) / 86_400
     if left < 0:
         state = "EXPIRED"
     elif left < WARN_DAYS:
         state = f"{left:.1f} days left: renew it"
     else:
         state = f"{left:.0f} days left"
-    rows = [
-        ("subject", summary.subject),
-        ("issuer", summary.issuer),
-        ("serial", f"{summary.serial:x}"),
-        ("key", summary.key),
-        ("valid", f"{_moment(summary.not_before)} to {_moment(summary.not_after)}, {state}"),
-        ("sha256", summary.sha256),
-    ]
-    if summary.names or summary.addresses:
-        rows.insert(2, ("names", ", ".join((*summary.names, *summary.addresses))))
-    head = "CA" if summary.ca else "host certificate"
-    return "\n".join([head, *(f"  {name:8} {value}" for name, value in rows)])
+    return f"{_moment(first)} to {_moment(last)}, {state}"
 
 
 def _moment(wall: float) -> str:

@@ -21,6 +21,8 @@ from tunsec.daemon.reconcile import IkeHolding
 from tunsec.daemon.sa_index import SaIndex
 from tunsec.daemon.scope import Scope
 from tunsec.daemon.tally import Tally
+from tunsec.keying.chain import Trust
+from tunsec.keying.identity import Identity
 from tunsec.keying.paths import ConfirmationPath, OfferPath
 from tunsec.machines import offer as offers
 from tunsec.machines import outbox, pair
@@ -188,6 +190,7 @@ class Engine:
         for peer, event in adopted.by_peer.items():
             self._queue.append(_Queued(("pair", HostName(peer)), event))
         self.ike.adopt(adopted.ike)
+        self._tell_pairs(self.post.revoked_before())
         self._run()
         self._withdraw_leftovers()
         self._look()
@@ -211,6 +214,17 @@ class Engine:
         self._begin_keying()
         if before.addresses != scope.addresses:
             self._queue.append(_Queued(OFFERS, RolloverWanted("the policy changed our addresses")))
+        self._run()
+
+    def renew_identity(self, identity: Identity, trust: Trust) -> None:
+        """Another certificate, other roots or revocation lists: who is revoked is cut off now.
+
+        A certificate of ours that is new is shown at once: the one before may be revoked next.
+        """
+        renewed = identity.der_chain != self.post.chain
+        self._tell_pairs(self.post.renew_identity(identity, trust))
+        if renewed:
+            self._queue.append(_Queued(OFFERS, RolloverWanted("our certificate is another one")))
         self._run()
 
     def release(self, scope: Scope) -> int:

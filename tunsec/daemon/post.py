@@ -7,11 +7,13 @@ from typing import Final
 
 from tunsec.daemon.journal import fields
 from tunsec.keying.aead_choice import agree
+from tunsec.keying.chain import Trust
+from tunsec.keying.identity import Identity
 from tunsec.keying.judgement import Grant
 from tunsec.keying.paths import CONFIRMATION_LIMIT, ConfirmationPath, OfferPath, parse_path
 from tunsec.keying.refusals import RecordRefused, RefusalReason, Refusals
 from tunsec.keying.ring import Keyring
-from tunsec.machines.facts import Keyed, PeerConfirmed, PeerOffered, PeerOfferEnded
+from tunsec.machines.facts import Keyed, PeerConfirmed, PeerOffered, PeerOfferEnded, PeerRevoked
 from tunsec.machines.orders import PublishRecord
 from tunsec.machines.pair import PairEvent
 from tunsec.model.aead import Aead, AeadSpeed
@@ -195,9 +197,11 @@ class PostRoom:
 
     def reintroduce(self, peers: frozenset[HostName]) -> list[News]:
         """What is known of peers, for pair machines that have just begun."""
+        news = self.revoked_before()
         for host in sorted(peers & self._strangers.keys()):
-            self._take_offer(host, self._strangers.pop(host))
-        news = [
+            found = self._take_offer(host, self._strangers.pop(host))
+            news += [item for item in found if isinstance(item.event, PeerOfferEnded)]
+        news += [
             News(host, PeerOffered(offer.sequence, offer.boot))
             for host, offer in sorted(self._newest.items())
             if host in peers
@@ -218,11 +222,43 @@ class PostRoom:
                 news.append(News(host, PeerOfferEnded(reason)))
         return news
 
+    def renew_identity(self, identity: Identity, trust: Trust) -> list[News]:
+        """Another certificate, other roots or revocation lists: offers behind which a certificate
+        is revoked are dropped, with their keys."""
+        gone = self._ring.renew_identity(identity, trust)
+        return [self._cut_off(host, gone) for host in sorted({host for host, _ in gone})]
+
+    def revoked_before(self) -> list[News]:
+        """Peers whose certificate was revoked while no daemon ran: what it left in the kernel is
+        not to be carried on, whether their offers can be read or not."""
+        return [
+            News(peer.host, PeerRevoked(frozenset(), why))
+            for peer in self._ring.newest().peers
+            if (why := self._ring.why_revoked(peer.host))
+        ]
+
+    def _cut_off(self, host: HostName, gone: Mapping[tuple[HostName, OfferSeq], str]) -> News:
+        why = {sequence: reason for (name, sequence), reason in gone.items() if name == host}
+        self._held[host] = tuple(one for one in self._held[host] if one.sequence not in why)
+        newest = self._newest.get(host)
+        if newest is not None and newest.sequence in why:
+            del self._newest[host]
+        reason = why[max(why)]
+        log.warning("peer revoked", extra=fields({"peer": host, "reason": reason}))
+        return News(host, PeerRevoked(frozenset(why), reason))
+
+    @property
+    def chain(self) -> tuple[bytes, ...]:
+        """The certificates that go with this host's offers, DER."""
+        return self._ring.chain
+
     def _take_offer(self, host: HostName, record: Record) -> list[News]:
         try:
             offer = self._ring.accept_offer(host, record.body, wall_now=self._clock.wall())
         except RecordRefused as refused:
             self.refuse(refused, record)
+            if refused.reason is RefusalReason.REVOKED_CERTIFICATE and host not in self._newest:
+                return [News(host, PeerOfferEnded(refused.detail))]
             return []
         if host == self._host:
             self._own_seen(offer)

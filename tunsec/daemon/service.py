@@ -509,7 +509,7 @@ class Service:
         scope = before.with_policy(intent, policy.source, keep_released=keep_released)
         self.engine.change_scope(scope)
         scope = self.engine.scope
-        self._ring.renew_identity(loaded.identity, loaded.trust())
+        self.engine.renew_identity(loaded.identity, loaded.trust())
         self._identity, self._psk = loaded, psk
         self._give_credentials()
         self._policy_status = replace(self._policy_status, error="")

@@ -1,10 +1,11 @@
-"""Certificates for clusters without a PKI: a root, and leaves for hosts (RFC 5280).
+"""Certificates for clusters without a PKI: a root, leaves for hosts, and what the root has revoked
+(RFC 5280).
 
 Pure: keys, serial numbers and times are given. The leaf serves charon too, so it carries
 digitalSignature, serverAuth and clientAuth.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -19,6 +20,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from tunsec.keying.chain import PublicKey, Window, validity
 from tunsec.keying.identity import SigningKey
 from tunsec.keying.paths import is_host_name
+from tunsec.keying.revocation import RevocationList, certificate_id
 from tunsec.model.clock import Seconds, WallTime
 from tunsec.model.errors import PolicyError, Problem
 from tunsec.model.names import Address, HostName
@@ -50,6 +52,7 @@ class CertificateSummary:
     not_before: WallTime
     not_after: WallTime
     sha256: str
+    revoked_at: WallTime | None
 
 
 def period(*, wall_now: WallTime, days: float, within: Window | None = None) -> Window:
@@ -125,10 +128,45 @@ def issue(
     return builder.sign(ca_key, _hash(ca_key))
 
 
-def summarize(certificate: x509.Certificate) -> CertificateSummary:
-    """What a certificate says of itself; nothing is verified."""
+def sign_list(
+    revoked: Mapping[int, WallTime],
+    *,
+    ca: x509.Certificate,
+    ca_key: SigningKey,
+    number: int,
+    valid: Window,
+) -> x509.CertificateRevocationList:
+    """A list of all that a CA has revoked: serial numbers, and since when."""
+    builder = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(ca.subject)
+        .last_update(datetime.fromtimestamp(valid.first, UTC))
+        .next_update(datetime.fromtimestamp(valid.last, UTC))
+        .add_extension(x509.CRLNumber(number), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(_public(ca_key)), critical=False
+        )
+    )
+    for serial, since in sorted(revoked.items()):
+        entry = x509.RevokedCertificateBuilder().serial_number(serial)
+        entry = entry.revocation_date(datetime.fromtimestamp(since, UTC))
+        builder = builder.add_revoked_certificate(entry.build())
+    return builder.sign(ca_key, _hash(ca_key))
+
+
+def next_number(last: RevocationList | None, *, wall_now: WallTime) -> int:
+    """Unix time, or one above the last: rises also when the last list was lost."""
+    return max(int(wall_now), 0 if last is None else last.number + 1)
+
+
+def summarize(
+    certificate: x509.Certificate, crls: Iterable[RevocationList] = ()
+) -> CertificateSummary:
+    """What a certificate says of itself, and lists of it; nothing is verified."""
     names, addresses = alternative_names(certificate)
     window = validity(certificate)
+    own = certificate_id(certificate)
+    since = [crl.revoked[own.serial] for crl in crls if crl.names(own)]
     return CertificateSummary(
         subject=certificate.subject.rfc4514_string(),
         issuer=certificate.issuer.rfc4514_string(),
@@ -140,6 +178,7 @@ def summarize(certificate: x509.Certificate) -> CertificateSummary:
         not_before=window.first,
         not_after=window.last,
         sha256=certificate.fingerprint(hashes.SHA256()).hex(),
+        revoked_at=min(since, default=None),
     )
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
-from tunsec.keying.chain import SKEW, Trust
+from tunsec.keying.chain import SKEW, Speaker, Trust
 from tunsec.keying.newest import NewestOffer
 from tunsec.keying.records import OFFER_DOMAIN, SignedOffer, address_order
 from tunsec.keying.refusals import RecordRefused, RefusalReason
@@ -36,8 +36,8 @@ def check_offer(
     trust: Trust,
     grant: Grant | None,
     ppk: str | None,
-) -> Offer:
-    """The offer, if it is `host`'s own word and holds now; raises RecordRefused."""
+) -> Speaker:
+    """Who signed the offer, if it is `host`'s own word and holds now; raises RecordRefused."""
     offer = signed.offer
     if offer.host != host:
         raise RecordRefused(RefusalReason.WRONG_NAME, path, f"it is an offer of {offer.host}")
@@ -63,7 +63,7 @@ def check_offer(
         raise RecordRefused(RefusalReason.PPK_MISMATCH, path, f"PPK {offer.ppk}, here {ppk}")
     if is_weak(offer.public):
         raise RecordRefused(RefusalReason.WEAK_KEY, path, "its public value is of small order")
-    return offer
+    return speaker
 
 
 def foreign_addresses(offer: Offer, grant: Grant) -> tuple[Address, ...]:

@@ -9,10 +9,13 @@ from typing import Final
 
 from tunsec.keying.canonical import Fields, Json, decode_canonical, encode_canonical
 from tunsec.keying.paths import is_host_name
+from tunsec.keying.revocation import CertificateId
 from tunsec.model.clock import WallTime
 from tunsec.model.names import Boot, HostName, OfferSeq
 
 MAX_HOSTS: Final = 65_536
+MAX_SIGNERS: Final = 3
+"""A leaf and two intermediates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,8 @@ class NewestOffer:
     not_after: WallTime
     digest: bytes
     """SHA-256 of its body."""
+    signers: tuple[CertificateId, ...]
+    """The certificates that stood behind it: they may be revoked while the daemon does not run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,10 @@ class Newest:
                         "boot": peer.boot,
                         "not_after": int(peer.not_after),
                         "digest": peer.digest.hex(),
+                        "signers": [
+                            {"issuer": signer.issuer.hex(), "serial": f"{signer.serial:x}"}
+                            for signer in peer.signers
+                        ],
                     }
                     for peer in self.peers
                 ],
@@ -80,6 +89,17 @@ def _parse_peer(value: Json, where: str) -> NewestOffer:
         boot=Boot(fields.text("boot", limit=32)),
         not_after=WallTime(float(fields.number("not_after", high=2**53))),
         digest=bytes.fromhex(fields.text("digest", limit=64)),
+        signers=fields.rows("signers", _parse_signer, limit=MAX_SIGNERS),
     )
     fields.done()
     return peer
+
+
+def _parse_signer(value: Json, where: str) -> CertificateId:
+    fields = Fields(value, where)
+    signer = CertificateId(
+        issuer=bytes.fromhex(fields.text("issuer", limit=64)),
+        serial=int(fields.text("serial", limit=64), 16),
+    )
+    fields.done()
+    return signer

@@ -27,6 +27,7 @@ class RefusalReason(StrEnum):
     BAD_CERTIFICATE = "bad-certificate"
     EXPIRED_CERTIFICATE = "expired-certificate"
     NOT_YET_VALID = "not-yet-valid"
+    REVOKED_CERTIFICATE = "revoked-certificate"
     FORGED = "forged"
     FOREIGN_ADDRESS = "foreign-address"
     EXPIRED_OFFER = "expired-offer"

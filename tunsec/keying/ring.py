@@ -5,7 +5,7 @@ depends on the time takes `wall_now`. What is believed and why:
 
 - an offer: signed by a leaf that chains to a trusted CA and names the host; the host is in the
   policy and may speak for every address it claims; it is neither expired nor older than one
-  believed before;
+  believed before, and no certificate behind it is revoked, then or later;
 - a confirmation: authenticated under a pair of offers that this ring holds, and newer than what
   its author said before.
 
@@ -35,6 +35,7 @@ from tunsec.keying.records import (
     encode_signed_offer,
 )
 from tunsec.keying.refusals import RecordRefused, RefusalReason
+from tunsec.keying.revocation import CertificateId
 from tunsec.keying.schedule import (
     SaName,
     confirmation_key,
@@ -68,6 +69,7 @@ class _Own:
 class _Held:
     offer: Offer
     body: bytes
+    signers: tuple[CertificateId, ...]
 
 
 class Keyring:
@@ -135,6 +137,11 @@ class Keyring:
         self._own[offer.sequence] = _Own(offer, body, private)
         return offer, record
 
+    @property
+    def chain(self) -> tuple[bytes, ...]:
+        """The certificates that go with this host's offers, DER."""
+        return self._identity.der_chain
+
     def next_confirmation(self, *, wall_now: WallTime) -> ConfirmationSeq:
         """A number above all that this host has used."""
         return ConfirmationSeq(self._next_own(wall_now))
@@ -160,7 +167,8 @@ class Keyring:
         """
         path = str(OfferPath(host))
         signed = decode_signed_offer(record, path=path)
-        offer = check_offer(
+        offer = signed.offer
+        speaker = check_offer(
             signed,
             host,
             path=path,
@@ -173,9 +181,13 @@ class Keyring:
             self._last_own = max(self._last_own, offer.sequence)
             return offer
         digest = hashlib.sha256(signed.body).digest()
-        check_fresh(offer, digest, newest=self._newest.get(host), path=path, wall_now=wall_now)
-        self._newest[host] = NewestOffer(host, offer.sequence, offer.boot, offer.not_after, digest)
-        self._peers[host, offer.sequence] = _Held(offer, signed.body)
+        # A thief may have used any number: what is revoked must not keep its owner out.
+        newest = None if self.why_revoked(host) else self._newest.get(host)
+        check_fresh(offer, digest, newest=newest, path=path, wall_now=wall_now)
+        self._newest[host] = NewestOffer(
+            host, offer.sequence, offer.boot, offer.not_after, digest, speaker.signers
+        )
+        self._peers[host, offer.sequence] = _Held(offer, signed.body, speaker.signers)
         return offer
 
     def open_confirmation(self, author: HostName, record: bytes) -> Confirmation:
@@ -279,12 +291,35 @@ class Keyring:
 
     # What may change while the daemon runs
 
-    def renew_identity(self, identity: Identity, trust: Trust) -> None:
-        """Sign with a new certificate from the next offer on, and judge under these roots."""
+    def renew_identity(
+        self, identity: Identity, trust: Trust
+    ) -> Mapping[tuple[HostName, OfferSeq], str]:
+        """Sign with a new certificate from the next offer on, and judge under these roots and
+        revocation lists; forgets and returns the offers behind which a certificate is revoked, and
+        which it is.
+
+        Where that is so of the newest, all go: the others claim to be of the same life.
+        """
         if identity.host != self._identity.host:
             raise Bug(f"{self._identity.host} cannot become {identity.host}")
         self._identity = identity
         self._trust = trust
+        gone = {
+            (host, sequence): why
+            for (host, sequence), held in self._peers.items()
+            if (why := self.why_revoked(host) or trust.revoked(held.signers))
+        }
+        for host, sequence in gone:
+            self.forget_peer(host, sequence)
+            if self.why_revoked(host):
+                self._last_opened.pop(host, None)
+        return gone
+
+    def why_revoked(self, host: HostName) -> str:
+        """Which certificate behind a peer's newest offer is revoked; empty when none is, or when
+        nothing was ever heard of the peer."""
+        newest = self._newest.get(host)
+        return "" if newest is None else self._trust.revoked(newest.signers)
 
     def renew_grants(
         self, grants: Mapping[HostName, Grant]

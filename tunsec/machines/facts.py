@@ -61,6 +61,15 @@ class PeerOfferEnded(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class PeerRevoked(Event):
+    """A certificate behind these offers of the peer was revoked: what was keyed with them, and what
+    was adopted, cannot be trusted any more."""
+
+    offers: frozenset[OfferSeq]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Keyed:
     """An SA that was installed and found in the kernel."""
 

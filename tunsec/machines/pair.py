@@ -30,6 +30,7 @@ from tunsec.machines.facts import (
     PeerConfirmed,
     PeerOffered,
     PeerOfferEnded,
+    PeerRevoked,
     RecordPublished,
     SaLost,
     SaSoftExpired,
@@ -61,6 +62,7 @@ PairEvent = (
     | OwnOffered
     | PeerOffered
     | PeerOfferEnded
+    | PeerRevoked
     | InboundInstalled
     | PeerConfirmed
     | OutboundSwitched
@@ -174,6 +176,8 @@ def _take(
             )
         case PeerOfferEnded(reason):
             return replace(state, peer_offer=None, no_offer_reason=reason)
+        case PeerRevoked():
+            return _peer_revoked(state, event, actions)
         case InboundInstalled(sas, refused):
             state = _edit(state, {keyed.child: keyed for keyed in sas}, flows.add_inbound)
             for one in refused:
@@ -282,6 +286,35 @@ def _end(flow: FlowState, actions: list[Action]) -> None:
         actions.append(BlockOutbound(flow.child.id))
     actions += [RemoveOutbound(flow.child.id, sa.spi) for sa in flow.outbound]
     actions += [RemoveInbound(flow.child.id, sa.spi) for sa in flow.inbound]
+
+
+def _peer_revoked(state: PairState, event: PeerRevoked, actions: list[Action]) -> PairState:
+    """No drain, and no word to the peer: whoever it is now, it is not to be followed or waited for.
+
+    SAs of an earlier life of the daemon go too: nobody knows which offers they were keyed with.
+    """
+    edited: dict[ChildId, FlowState] = {}
+    for child, flow in state.flows.items():
+        outbound = tuple(sa for sa in flow.outbound if _is_cut(sa, event))
+        inbound = tuple(sa for sa in flow.inbound if _is_cut(sa, event))
+        if flow.active_outbound in outbound:
+            actions.append(BlockOutbound(child))
+        actions += [RemoveOutbound(child, sa.spi) for sa in outbound]
+        actions += [RemoveInbound(child, sa.spi) for sa in inbound]
+        edited[child] = replace(
+            flow,
+            outbound=tuple(sa for sa in flow.outbound if sa not in outbound),
+            inbound=tuple(sa for sa in flow.inbound if sa not in inbound),
+            reason="",
+        )
+    state = replace(state, flows=edited)
+    if state.peer_offer is None or state.peer_offer in event.offers:
+        return replace(state, peer_offer=None, no_offer_reason=event.reason, heard=_UNHEARD)
+    return state
+
+
+def _is_cut(sa: InboundSa | OutboundSa, event: PeerRevoked) -> bool:
+    return sa.peer_offer is None or sa.peer_offer in event.offers
 
 
 def _adopted(state: PairState, event: Adopted) -> PairState:

@@ -8,6 +8,7 @@ import pytest
 from tunsec.daemon.memory import FLOWS, POLICY, SEQUENCES, KnownFlows, KnownPolicy, Memory
 from tunsec.daemon.scope import Scope
 from tunsec.keying.newest import Newest, NewestOffer
+from tunsec.keying.revocation import CertificateId
 from tunsec.model.clock import WallTime
 from tunsec.model.names import Boot, FlowName, HostName, OfferSeq
 from tunsec.policy.intent import parse_policy
@@ -21,8 +22,14 @@ flows:
   overlay: {kind: vxlan, between: [db1, db2]}
 """
 WITHOUT = POLICY_TEXT.replace("overlay", "other").replace("[db1, db2]}", "all, port: 4790}")
+SIGNER = CertificateId(b"\2" * 32, 0xABCDEF)
 NEWEST = Newest(
-    7, (NewestOffer(HostName("db2"), OfferSeq(9), Boot("0" * 32), WallTime(1e9), b"\1" * 32),)
+    7,
+    (
+        NewestOffer(
+            HostName("db2"), OfferSeq(9), Boot("0" * 32), WallTime(1e9), b"\1" * 32, (SIGNER,)
+        ),
+    ),
 )
 
 
