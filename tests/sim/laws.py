@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tests.sim.kernel import Packet
 from tunsec.daemon.scope import Scope
 from tunsec.machines import ike_peer, pair
+from tunsec.model.flow import Keying
 from tunsec.model.names import HostName
 from tunsec.model.ownership import is_our_sa, is_our_sp
 from tunsec.model.sa import Sa, SaId
@@ -231,17 +232,21 @@ class Laws:
     # Revocation
 
     def _nothing_with_the_revoked(self, host: "SimHost") -> None:
-        """A daemon has no SA with a peer whose certificate is revoked where it runs."""
-        if host.engine is None:
+        """A daemon has no SA of directory keying with a peer whose certificate is revoked here."""
+        if host.engine is None or not host.revoked:
             return
+        peers = {name for name, number in host.revoked if self._certificate(name) == number}
+        reqids = {
+            child.reqid
+            for child in host.engine.scope.children
+            if child.keying is Keying.DIRECTORY and child.id.peer in peers
+        }
         for sa_id, sa in host.kernel.all_sas():
-            owner = self._owners.get(
-                int(sa.src if sa_id.dst in host.scope.addresses else sa_id.dst)
-            )
-            if owner is None or owner == host.name or not is_our_sa(sa):
-                continue
-            if (owner, self._world.hosts[HostName(owner)].certificate) in host.revoked:
-                self._break(f"revoked: {host.name} has {sa_id} with {owner}")
+            if sa.reqid in reqids and is_our_sa(sa):
+                self._break(f"revoked: {host.name} has {sa_id} with one of {peers}")
+
+    def _certificate(self, name: str) -> int:
+        return self._world.hosts[HostName(name)].certificate
 
     # Promises
 
