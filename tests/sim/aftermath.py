@@ -1,19 +1,20 @@
 """What must be true when the trouble is over: nothing missing, and nothing left over."""
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 
 from tests.sim.host import SimHost
 from tests.sim.laws import MAX_PEER_OFFERS, Broken
+from tests.sim.standing import Standing
 from tests.sim.world import Probe, World
 from tunsec.daemon.engine import Engine
-from tunsec.machines import pair
-from tunsec.machines.flow import FlowState
+from tunsec.model.flow import Keying
 from tunsec.model.ownership import is_our_sa, is_our_sp
-from tunsec.model.sa import SaId
 from tunsec.model.sp import SpAction
 from tunsec.policy.desired import inbound_sps, outbound_sps
 
+SAS_OF = {Keying.DIRECTORY: 2, Keying.IKE: 4}
+"""SAs of a child: one each way, or two CHILD_SAs."""
 PROBES = 3
 """Packets sent on every child at the end."""
 
@@ -25,7 +26,8 @@ def nothing_missing_nothing_left(world: World) -> None:
     Raises Broken.
     """
     for host in world.hosts.values():
-        for problem in (*_kernel(world, host), *_records(world, host), *_memory(world, host)):
+        looks = (_kernel, _charon, _records, _memory)
+        for problem in (problem for look in looks for problem in look(world, host)):
             raise Broken(f"{host.name}: {problem}\n{world.tale()}")
     every_child_delivers(world)
 
@@ -35,31 +37,35 @@ def _kernel(world: World, host: SimHost) -> Iterator[str]:
     if engine is None:
         yield "no daemon"
         return
-    flows = [flow for _, flow in engine.flows()]
-    if {flow.child.id for flow in flows} != {child.id for child in engine.scope.children}:
-        yield "machines and policy know different children"
-    known = {sa_id for flow in flows for sa_id in _ids(flow)}
+    standings = world.standings(host)
+    by_pair = {flow.child.id for _, flow in engine.flows()}
+    by_ike = {flow.child.id for _, flow in engine.ike.flows()}
+    if by_pair != {one.child.id for one in standings if one.child.keying is Keying.DIRECTORY}:
+        yield "pairs have other children than the policy"
+    if by_ike != {one.child.id for one in standings if one.child.keying is Keying.IKE}:
+        yield "connections have other children than the policy"
+    known = {sa_id for one in standings for sa_id in one.sas}
     held = {sa_id for sa_id, sa in host.kernel.all_sas() if is_our_sa(sa)}
     if held != known:
         yield f"SAs that only the kernel or only the machines know: {held ^ known}"
-    for state, flow in engine.flows():
-        if not world.in_the_way(host, flow.child):
-            if (len(flow.inbound), len(flow.outbound)) != (1, 1):
-                yield f"{flow.child.id} has not one SA each way"
-            continue
-        reason = pair.blocked_reason(state, flow)
-        if world.obstructed_here(host, flow.child) and "another program" not in reason:
-            yield f"{flow.child.id} does not say what is in its way: {reason!r}"
-    yield from _sps(world, host, engine, flows)
+    for one in standings:
+        if not world.in_the_way(host, one.child):
+            if len(one.sas) != SAS_OF[one.child.keying]:
+                yield f"{one.child.id} has {len(one.sas)} SAs"
+        elif world.obstructed_here(host, one.child) and "another program" not in one.reason:
+            yield f"{one.child.id} does not say what is in its way: {one.reason!r}"
+    yield from _sps(world, host, engine, standings)
 
 
-def _sps(world: World, host: SimHost, engine: Engine, flows: Sequence[FlowState]) -> Iterator[str]:
+def _sps(
+    world: World, host: SimHost, engine: Engine, standings: Iterable[Standing]
+) -> Iterator[str]:
     wanted = {sp.id for sp in engine.scope.blocks}
-    for flow in flows:
-        mine = inbound_sps(flow.child)
-        if flow.active_outbound is not None:
-            mine += outbound_sps(flow.child, flow.active_outbound.spi)
-        in_the_way = world.obstructed_here(host, flow.child)
+    for one in standings:
+        mine = inbound_sps(one.child)
+        if one.pinned is not None:
+            mine += outbound_sps(one.child, one.pinned)
+        in_the_way = world.obstructed_here(host, one.child)
         wanted |= {sp.id for sp in mine if not in_the_way or host.kernel.sp(sp.id) == sp}
     ours = {sp.id: sp for sp in host.kernel.spd() if is_our_sp(sp)}
     if missing := wanted - ours.keys():
@@ -73,12 +79,35 @@ def _sps(world: World, host: SimHost, engine: Engine, flows: Sequence[FlowState]
         yield f"drift: {drift}"
 
 
-def _ids(flow: FlowState) -> list[SaId]:
-    child = flow.child.id
-    return [
-        *(SaId(child.local, sa.spi) for sa in flow.inbound),
-        *(SaId(child.remote, sa.spi) for sa in flow.outbound),
-    ]
+def _charon(world: World, host: SimHost) -> Iterator[str]:
+    """charon holds what the machines know, and nothing else; both ends of it."""
+    engine = host.engine
+    if engine is None:
+        return
+    connections = list(engine.ike.connections)
+    if host.charon.loaded != {one.id.name for one in connections}:
+        yield f"charon has connections {sorted(host.charon.loaded)}"
+    known = {
+        (held.ike, held.id, held.spi_in, held.spi_out)
+        for one in connections
+        for flow in one.state.flows.values()
+        for held in flow.held
+    }
+    ikes = host.charon.ikes
+    held = {
+        (ike.id, child.id, child.spi_in, child.spi_out) for ike in ikes for child in ike.children
+    }
+    if held != known:
+        yield f"CHILD_SAs that only charon or only the machines know: {held ^ known}"
+    for ike in ikes:
+        if not ike.children:
+            yield f"IKE_SA #{ike.id} carries nothing, {ike.state}"
+        peers = next(one for one in world.hosts.values() if ike.remote in one.scope.addresses)
+        if not any(other.initiator_spi == ike.initiator_spi for other in peers.charon.ikes):
+            yield f"IKE_SA #{ike.id} is not known to {peers.name}"
+    for _, flow in engine.ike.flows():
+        if sorted(one.own for one in flow.held) != [False, True]:
+            yield f"{flow.child.id} has not one CHILD_SA of each host"
 
 
 def _records(world: World, host: SimHost) -> Iterator[str]:

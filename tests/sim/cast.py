@@ -12,6 +12,7 @@ from tunsec.keying.chain import Trust
 from tunsec.keying.crl import what_it_says
 from tunsec.keying.identity import Identity
 from tunsec.model.clock import Seconds, WallTime
+from tunsec.model.flow import Keying
 from tunsec.model.names import HostName
 from tunsec.policy.intent import Intent, parse_policy
 
@@ -102,6 +103,18 @@ def policy(
         intent,
         flows=tuple(
             replace(flow, rekey=replace(flow.rekey, soft_packets=soft_packets))
+            for flow in intent.flows
+        ),
+    )
+
+
+def keyed_by_ike(intent: Intent, names: Iterable[str]) -> Intent:
+    """The same policy with these flows keyed by IKE, and the others by directory."""
+    chosen = set(names)
+    return replace(
+        intent,
+        flows=tuple(
+            replace(flow, keying=Keying.IKE if flow.name in chosen else Keying.DIRECTORY)
             for flow in intent.flows
         ),
     )

@@ -50,6 +50,8 @@ class Chaos:
         world.skew.clear()
         world.directory.cut_off.clear()
         world.directory_back()
+        world.cut_off.clear()
+        world.charons.heal()
         for host in world.hosts.values():
             host.crash_in = None
             host.dies_unanswered = False
@@ -71,7 +73,13 @@ class Chaos:
         if not self._busy:
             return
         host = self.world.dice.choice(list(self.world.hosts.values()))
-        strikes: list[tuple[int, Callable[[SimHost], None]]] = [
+        strikes = self.strikes()
+        [(_, strike)] = self.world.dice.choices(strikes, [weight for weight, _ in strikes])
+        strike(host)
+
+    def strikes(self) -> list[tuple[int, Callable[[SimHost], None]]]:
+        """What may go wrong, and how often beside the rest."""
+        return [
             (4, self._crash),
             (4, self._crash_in_the_middle),
             (2, self._crash_unanswered),
@@ -90,9 +98,6 @@ class Chaos:
             (1, self._release),
             (1, self._stranger),
         ]
-        weights = [weight for weight, _ in strikes]
-        [(_, strike)] = self.world.dice.choices(strikes, weights)
-        strike(host)
 
     # Daemons and hosts
 

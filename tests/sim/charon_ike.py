@@ -180,7 +180,9 @@ class IkeKeeper:
     ) -> bool:
         """A CHILD_SA with these SPIs, in and out; False when the kernel does not take it."""
         self._child_ids += 1
-        child = ChildEnd(self._child_ids, config, aead, *spis, self.around.now())
+        asked = all(one.esn for one in config.proposals if one.aead is aead)
+        esn = asked and not self.around.careless
+        child = ChildEnd(self._child_ids, config, aead, *spis, self.around.now(), esn)
         if not sas.install(self.around.kernel(), ike, child, nonces):
             return False
         ike.children.append(child)

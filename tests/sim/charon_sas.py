@@ -42,6 +42,8 @@ class Surroundings:
     tell: Callable[[IkeEvent], None] = lambda event: None
     lets_go: Callable[[Sequence[SaId]], None] = lambda ids: None
     """Told of inbound SAs that go with their IKE_SA, whatever the peer still sends on them."""
+    careless: bool = False
+    """It passes over an option: SAs get 32-bit sequence numbers whatever was asked for."""
 
 
 @dataclass(slots=True)
@@ -69,6 +71,7 @@ class ChildEnd:
     spi_in: Spi
     spi_out: Spi
     since: Instant
+    esn: bool
     state: ChildState = ChildState.INSTALLED
 
     def ids(self, ike: "IkeEnd") -> tuple[SaId, SaId]:
@@ -224,7 +227,7 @@ class IkeEnd:
                 spi_in=child.spi_in,
                 spi_out=child.spi_out,
                 aead=child.aead,
-                esn=_esn(child),
+                esn=child.esn,
                 udp_encapsulated=False,
                 key_exchanges=(),
                 mark_in=config.mark_in,
@@ -285,11 +288,7 @@ def _sa(child: ChildEnd, sa_id: SaId, src: Address, nonces: bytes, way: SaDirect
             hard_bytes=config.volume.life,
             hard_packets=config.packets.life,
         ),
-        replay=Replay(window=config.replay_window if inbound else 0, esn=_esn(child)),
+        replay=Replay(window=config.replay_window if inbound else 0, esn=child.esn),
         output_mark=config.set_mark_in if inbound else config.set_mark_out,
         direction=way,
     )
-
-
-def _esn(child: ChildEnd) -> bool:
-    return all(one.esn for one in child.config.proposals if one.aead is child.aead)

@@ -82,5 +82,6 @@ class Charons:
         self.net.lose = self.net.repeat = 0.0
         self.net.disbelieved.clear()
         for host in self._world.hosts.values():
+            host.charon.around.careless = False
             host.charon.thaw()
             self.start(host)

@@ -73,7 +73,12 @@ def chaos_trial(seed: int) -> World:
             direction=dice.choice([SpDirection.OUT, SpDirection.OUT, SpDirection.IN]),
             opening=dice.random() < 0.5,
         )
-    chaos = Chaos(world)
+    play(world, Chaos(world), played, dice)
+    return world
+
+
+def play(world: World, chaos: Chaos, played: Stage, dice: random.Random) -> None:
+    """Trouble, healing, a quiet policy, a host that leaves; raises when something is wrong."""
     chaos.strike_for(TROUBLE)
     world.run(TROUBLE + 1.0)
     chaos.heal()
@@ -90,7 +95,6 @@ def chaos_trial(seed: int) -> World:
         nothing_missing_nothing_left(world)
     _one_leaves(world, played.quiet, dice)
     nothing_missing_nothing_left(world)
-    return world
 
 
 def _one_is_revoked(world: World, dice: random.Random) -> None:
