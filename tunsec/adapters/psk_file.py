@@ -15,7 +15,7 @@ MIN_SYMBOLS: Final = 8
 
 def read_psk(path: Path) -> Secret:
     """The secret of a private file, without the newline at its end; raises PolicyError."""
-    remedy = f"openssl rand -hex 32 > {path}, once, and the same file with mode 0600 on every host"
+    remedy = f"openssl rand -hex 32 > {path}, the same on every host, mode 0600 of tunsecd's user"
     body = read_private(path, most=MAX_PSK, remedy=remedy).rstrip(b"\r\n")
     if len(body) < MIN_PSK or len(set(body)) < MIN_SYMBOLS:
         found = f"has {len(body)} bytes and {len(set(body))} different ones: too weak"
