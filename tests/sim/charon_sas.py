@@ -1,6 +1,7 @@
 """IKE_SAs and CHILD_SAs as one charon of a simulation holds them, and as it tells of them."""
 
 import hashlib
+import ipaddress
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,7 @@ from tunsec.model.ike_sa import (
 from tunsec.model.names import Address, Spi
 from tunsec.model.sa import Lifetimes, Replay, Sa, SaDirection, SaId
 from tunsec.model.secret import Secret
+from tunsec.model.selector import Selector
 from tunsec.model.step import AddSa, RemoveSa
 
 RESERVED_SECONDS = 10
@@ -283,6 +285,7 @@ def _sa(child: ChildEnd, sa_id: SaId, src: Address, nonces: bytes, way: SaDirect
         config.reqid,
         aead,
         Secret(key.digest(aead.key_bytes + aead.salt_bytes)),
+        selector=Selector(ipaddress.ip_network(src), ipaddress.ip_network(sa_id.dst)),
         lifetimes=Lifetimes(
             hard_seconds=config.seconds.life,
             hard_bytes=config.volume.life,

@@ -5,7 +5,7 @@ is; daemon/service.py feeds it from asyncio.
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -185,13 +185,7 @@ class Engine:
         self.scope = scope = self._drift.with_held_reqids(scope, self.scope)
         self._drift.close(scope)
         self._put_guard()
-        self._enter(scope)
-        adopted = self._drift.adopt(self._children)
-        for peer, event in adopted.by_peer.items():
-            self._queue.append(_Queued(("pair", HostName(peer)), event))
-        self.ike.adopt(adopted.ike)
-        self._tell_pairs(self.post.revoked_before())
-        self._run()
+        self._adopt(scope)
         self._withdraw_leftovers()
         self._look()
         self._begin_keying()
@@ -344,14 +338,44 @@ class Engine:
 
     # Scope
 
-    def _enter(self, scope: Scope) -> None:
-        """Give every pair its children; pairs that lose them all end."""
+    def _adopt(self, scope: Scope) -> None:
+        """Take over what an earlier life left, each SA with the keying that made it: the policy
+        may have changed while nobody ran, and a move may not have been done."""
+        adopted = self._drift.adopt({child.id: child for child in scope.children})
+        self._enter(scope, adopted.moving)
+        for peer, event in adopted.by_peer.items():
+            self._queue.append(_Queued(("pair", HostName(peer)), event))
+        self.ike.adopt(adopted.ike)
+        self._tell_pairs(self.post.revoked_before())
+        self._run()
+        for child in adopted.moving:
+            if self.pinned_by_ike(child):
+                self._ike_pinned(child)
+            elif self._pinned_by_pair(child):
+                self._directory_pinned(child)
+        self._run()
+
+    def _enter(self, scope: Scope, adopted: Collection[ChildId] = ()) -> None:
+        """Give every pair its children; pairs that lose them all end. SAs of `adopted` children,
+        made by another keying than the policy's, are told of next."""
         self._children.update({child.id: child for child in scope.children})
+        carried = {
+            child.id
+            for child in scope.children
+            if child.id in adopted or self._carried_by_other(child)
+        }
         by_peer: dict[HostName, list[Child]] = {}
         for child in scope.children:
-            if child.keying is Keying.DIRECTORY or self._carried_by_pair(child.id):
+            if child.keying is Keying.DIRECTORY or child.id in carried:
                 by_peer.setdefault(child.id.peer, []).append(child)
-        self._set_ike_children()
+        self.ike.set_children(
+            [
+                child
+                for child in scope.children
+                if child.keying is Keying.IKE or child.id in carried
+            ],
+            scope.intent,
+        )
         self.post.set_addresses(scope.addresses)
         for peer in {*by_peer, *self.pairs}:
             if peer not in self.pairs:
@@ -370,25 +394,13 @@ class Engine:
         self._moving = {
             child.id
             for child in scope.children
-            if (
-                self._carried_by_ike if child.keying is Keying.DIRECTORY else self._carried_by_pair
-            )(child.id)
+            if child.id in adopted or self._carried_by_other(child)
         }
         wanted = {child.id for child in scope.children}
         for child_id in [child_id for child_id in self._children if child_id not in wanted]:
             del self._children[child_id]
             self.active_since.pop(child_id, None)
             self.tallies.pop(child_id, None)
-
-    def _set_ike_children(self) -> None:
-        self.ike.set_children(
-            [
-                child
-                for child in self.scope.children
-                if child.keying is Keying.IKE or self._carried_by_ike(child.id)
-            ],
-            self.scope.intent,
-        )
 
     def _check_moves(self) -> bool:
         """Children on their way from one keying to the other: the old one ends when it is empty.
@@ -397,10 +409,7 @@ class Engine:
         """
         finished: set[ChildId] = set()
         for child_id in self._moving:
-            if self._children[child_id].keying is Keying.DIRECTORY:
-                if not self._carried_by_ike(child_id):
-                    finished.add(child_id)
-            elif not self._carried_by_pair(child_id):
+            if not self._carried_by_other(self._children[child_id]):
                 finished.add(child_id)
             elif self._peer_sends_by_ike(child_id):
                 self._queue.append(_Queued(("pair", child_id.peer), InboundTaken(child_id)))
@@ -412,9 +421,10 @@ class Engine:
 
     def _peer_sends_by_ike(self, child: ChildId) -> bool:
         """Whether inbound SAs of directory keying are left that the peer no longer needs."""
-        old, new = self.pairs[child.peer].flows[child], self.ike.flow(child)
+        old, new = self._flow_of_pair(child), self.ike.flow(child)
         return (
-            old.taken
+            old is not None
+            and old.taken
             and any(sa.state is not SaState.REKEYED for sa in old.inbound)
             and new is not None
             and any(not one.own for one in new.held)
@@ -431,10 +441,23 @@ class Engine:
         if self._children[child].keying is Keying.DIRECTORY and self._carried_by_ike(child):
             self.ike.take(child)
 
+    def _flow_of_pair(self, child: ChildId) -> FlowState | None:
+        pair_state = self.pairs.get(child.peer)
+        return pair_state.flows.get(child) if pair_state is not None else None
+
+    def _pinned_by_pair(self, child: ChildId) -> bool:
+        flow = self._flow_of_pair(child)
+        return flow is not None and flow.active_outbound is not None
+
+    def _carried_by_other(self, child: Child) -> bool:
+        """Whether the keying that the policy does not name has SAs of a child."""
+        if child.keying is Keying.DIRECTORY:
+            return self._carried_by_ike(child.id)
+        return self._carried_by_pair(child.id)
+
     def _carried_by_pair(self, child: ChildId) -> bool:
         """Whether directory keying has SAs of a child."""
-        pair_state = self.pairs.get(child.peer)
-        flow = pair_state.flows.get(child) if pair_state is not None else None
+        flow = self._flow_of_pair(child)
         return flow is not None and not flow.empty
 
     def _carried_by_ike(self, child: ChildId) -> bool:
@@ -445,9 +468,7 @@ class Engine:
     def _begin_keying(self) -> None:
         """Own offers and what is known of peers go to the pairs; nothing while the guard is not
         in force."""
-        rule = self.scope.rollover
-        if rule is None and self.pairs:
-            return  # IKE has not taken all of them over yet
+        rule = self._rollover()
         if rule is None:
             self._queue.append(_Queued(OFFERS, offers.RuleEnded()))
             return
@@ -459,11 +480,15 @@ class Engine:
         self._tell_pairs(self.post.reintroduce(frozenset(self.pairs)))
         self._queue.append(_Queued(OFFERS, offers.RuleChanged(rule)))
 
+    def _rollover(self) -> offers.RolloverRule | None:
+        """The pace of own offers: also for what directory keying still carries for IKE."""
+        return self.scope.rollover_with(self._moving)
+
     def _withdraw_leftovers(self) -> None:
         """What an earlier life said and did not live to take back. Nobody here wants it any more:
         it has no pair, or nothing is keyed by directory."""
         wanted = {self._word_to(peer) for peer in self.pairs}
-        if self.scope.rollover is not None:
+        if self._rollover() is not None:
             wanted.add(str(OfferPath(self.host)))
         for path in sorted(self.post.published_before() - wanted):
             self._drop(path)

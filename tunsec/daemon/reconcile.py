@@ -30,31 +30,40 @@ def held_reqids(children: Iterable[Child], sps: Mapping[SpId, Sp]) -> dict[Child
 
 @dataclass(frozen=True, slots=True)
 class Adoption:
-    """What an earlier life of the daemon left: per peer, and what nobody can use any more."""
+    """What an earlier life of the daemon left: per peer, per child of IKE, and what nobody can use
+    any more. `moving` children have SAs of the other keying than the policy's."""
 
     by_peer: Mapping[str, Adopted]
     useless: tuple[SaId, ...]
     ike: tuple[IkeAdopted, ...] = ()
+    moving: frozenset[ChildId] = frozenset()
 
 
 def adopt(children: Mapping[ChildId, Child], have: Image) -> Adoption:
-    """Sort our SAs in the kernel by child and direction.
+    """Sort our SAs in the kernel by maker, child and direction; the policy may have changed since.
 
-    An outbound SA counts only if the child's SPs pin it; the others were never switched to. Those
-    of children that IKE keys are sorted by their machines.
+    An outbound SA of directory keying counts only if the child's SPs pin it; the others were never
+    switched to. Those that charon made are sorted by their machines.
     """
     by_reqid = {child.reqid: child for child in children.values()}
     pinned = {child.id: _pinned(child, have) for child in children.values()}
     inbound: dict[str, list[AdoptedSa]] = {}
     outbound: dict[str, list[AdoptedSa]] = {}
     useless: list[SaId] = []
+    charons: dict[ChildId, list[Sa]] = {
+        child.id: [] for child in children.values() if child.keying is Keying.IKE
+    }
     for sa in sorted(have.sas.values(), key=lambda sa: sa.usage.added_at):
         if not is_our_sa(sa):
             continue
         child = by_reqid.get(sa.reqid)
-        if child is not None and _is_ikes(child):
-            continue
-        if child is None or sa.aead is None or sa.larval:
+        if child is not None and sa.larval and child.keying is Keying.IKE:
+            continue  # charon is at work on it
+        if child is None or sa.larval:
+            useless.append(sa.id)
+        elif _is_charons(sa):
+            charons.setdefault(child.id, []).append(sa)
+        elif sa.aead is None:
             useless.append(sa.id)
         elif _runs(sa, child, inbound=True):
             entry = AdoptedSa(child.id, sa.id.spi, sa.aead)
@@ -64,28 +73,29 @@ def adopt(children: Mapping[ChildId, Child], have: Image) -> Adoption:
             outbound.setdefault(child.id.peer, []).append(entry)
         else:
             useless.append(sa.id)
-    peers = sorted({child.peer for child in children})
+    kept = {entry.child for entries in (*inbound.values(), *outbound.values()) for entry in entries}
+    moving = {one for one in kept if children[one].keying is Keying.IKE}
+    moving |= {one for one in charons if children[one].keying is Keying.DIRECTORY}
     return Adoption(
         {
             peer: Adopted(tuple(inbound.get(peer, ())), tuple(outbound.get(peer, ())))
-            for peer in peers
+            for peer in sorted({child.peer for child in children})
         },
         tuple(useless),
-        tuple(_adopt_ike(child, have) for child in children.values() if _is_ikes(child)),
+        tuple(_adopt_ike(children[one], sas, pinned[one]) for one, sas in charons.items()),
+        frozenset(moving),
     )
 
 
-def _is_ikes(child: Child) -> bool:
-    return child.keying is Keying.IKE
+def _is_charons(sa: Sa) -> bool:
+    """charon writes the addresses into an SA's selector too; directory keying writes none."""
+    return sa.selector is not None
 
 
-def _adopt_ike(child: Child, have: Image) -> IkeAdopted:
-    """What the kernel holds of a child that IKE keys, whoever made it."""
-    mine = [sa for sa in have.sas.values() if sa.reqid == child.reqid and not sa.larval]
-    mine.sort(key=lambda sa: sa.usage.added_at)
-    inbound = [KernelSa(sa.id.spi, sa.aead) for sa in mine if _runs(sa, child, inbound=True)]
-    outbound = [KernelSa(sa.id.spi, sa.aead) for sa in mine if _runs(sa, child, inbound=False)]
-    pinned = _pinned(child, have)
+def _adopt_ike(child: Child, sas: Iterable[Sa], pinned: Spi | None) -> IkeAdopted:
+    """What the kernel holds of charon's for a child."""
+    inbound = [KernelSa(sa.id.spi, sa.aead) for sa in sas if _runs(sa, child, inbound=True)]
+    outbound = [KernelSa(sa.id.spi, sa.aead) for sa in sas if _runs(sa, child, inbound=False)]
     return IkeAdopted(
         child.id, tuple(inbound), next((sa for sa in outbound if sa.spi == pinned), None)
     )

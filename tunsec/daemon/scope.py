@@ -1,7 +1,7 @@
 """What this daemon answers for: the policy's part for this host, less what was released, plus what
 the policy dropped and nobody has released yet."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -129,7 +129,15 @@ class Scope:
     @property
     def rollover(self) -> RolloverRule | None:
         """One offer serves all flows, so the most demanding one sets the pace."""
-        rules = [child.rekey for child in self.children if child.keying is Keying.DIRECTORY]
+        return self.rollover_with(frozenset())
+
+    def rollover_with(self, carried: Collection[ChildId]) -> RolloverRule | None:
+        """The same, with children that directory keying still carries for IKE."""
+        rules = [
+            child.rekey
+            for child in self.children
+            if child.keying is Keying.DIRECTORY or child.id in carried
+        ]
         if not rules:
             return None
         quickest = min(rules, key=lambda rule: rule.after)
