@@ -12,7 +12,7 @@ import struct
 import sys
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -24,11 +24,16 @@ PACKET: Final = struct.Struct("!QQ")  # sequence number, sent at (monotonic nano
 PORT: Final = 9999
 RECEIVE_BUFFER_BYTES: Final = 1 << 23
 SO_RCVBUFFORCE: Final = 33
-LINGER_SECONDS: Final = 0.5  # packets still on their way when the sender has stopped
+LINGER_SECONDS: Final = 1.0  # packets still on their way when the sender has stopped
+HOLES_TOLD: Final = 8
 
 
 class ProbeReport(NamedTuple):
-    """`longest_gap_ms` is between two packets that arrived one after the other."""
+    """`longest_gap_ms` is between two packets that arrived one after the other.
+
+    `refused` packets never left: the sender's own kernel said no. `holes` are the first packets
+    that are missing, as (number, how many).
+    """
 
     sent: int
     received: int
@@ -36,6 +41,8 @@ class ProbeReport(NamedTuple):
     reordered: int
     longest_gap_ms: float
     longest_delay_ms: float
+    refused: int = 0
+    holes: tuple[tuple[int, int], ...] = ()
 
     @property
     def lost(self) -> int:
@@ -90,24 +97,29 @@ class Probe:
 
     def stop(self) -> ProbeReport:
         """Ends both ends; what is still on its way is waited for."""
-        sent = self._end(self.sender)["sent"]
+        said = self._end(self.sender)
         heard = self._end(self.receiver)
+        holes = [(int(first), int(count)) for first, count in heard["holes"]]
+        if said["sent"] > heard["highest"] + 1:
+            holes.append((heard["highest"] + 1, said["sent"] - heard["highest"] - 1))
         self.report = ProbeReport(
-            int(sent),
-            int(heard["received"]),
-            int(heard["duplicated"]),
-            int(heard["reordered"]),
+            said["sent"],
+            heard["received"],
+            heard["duplicated"],
+            heard["reordered"],
             heard["longest_gap_ms"],
             heard["longest_delay_ms"],
+            said["refused"],
+            tuple(holes),
         )
         return self.report
 
     @staticmethod
-    def _end(process: "Process") -> dict[str, float]:
+    def _end(process: "Process") -> dict[str, Any]:
         process.signal(signal.SIGTERM)
         process.wait()
         line = process.wait_for_line(r"^\{.*\}$").group()
-        said: dict[str, float] = json.loads(line)
+        said: dict[str, Any] = json.loads(line)
         return said
 
 
@@ -135,7 +147,7 @@ def send(options: argparse.Namespace) -> None:
     sock = open_socket(options.address)
     sock.connect((options.address, options.port))
     padding = bytes(max(0, options.size - PACKET.size))
-    sent = 0
+    sent = refused = 0
     stop_on_sigterm()
     print("ready", flush=True)
     start = time.monotonic()
@@ -149,10 +161,10 @@ def send(options: argparse.Namespace) -> None:
             try:
                 sock.send(packet)
             except OSError:  # no route, blocked by a policy, refused: a lost packet
-                continue
+                refused += 1
     except Told:
         pass
-    print(json.dumps({"sent": sent}), flush=True)
+    print(json.dumps({"sent": sent, "refused": refused}), flush=True)
 
 
 def receive(options: argparse.Namespace) -> None:
@@ -207,8 +219,20 @@ class Tally:
         self.longest_delay = max(self.longest_delay, now - sent_at)
         self.last_at = now
 
-    def summary(self) -> dict[str, float]:
+    def holes(self) -> list[tuple[int, int]]:
+        """What is missing below the highest number that came."""
+        found: list[tuple[int, int]] = []
+        at = self.below
+        for number in sorted(self.seen):
+            if number > at:
+                found.append((at, number - at))
+            at = number + 1
+        return found[:HOLES_TOLD]
+
+    def summary(self) -> dict[str, object]:
         return {
+            "highest": self.highest,
+            "holes": self.holes(),
             "received": self.received,
             "duplicated": self.duplicated,
             "reordered": self.reordered,

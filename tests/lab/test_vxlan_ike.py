@@ -7,6 +7,7 @@ from contextlib import ExitStack
 
 import pytest
 
+from tunsec.wire.control import PolicyBody
 from tunsec_lab.capture import LeakWatch
 from tunsec_lab.cluster import Cluster
 from tunsec_lab.host import Host, Lab
@@ -123,13 +124,13 @@ def test_rekeys_of_both_sides_at_once_lose_nothing(lab: Lab, watch: LeakWatch) -
             cluster.wait_until(host, rekeys=REKEYS, timeout=200)
 
     running = under_load(lab, rekeys)
-    assert lost(running) == [0, 0, 0]
+    assert lost(running) == [0, 0, 0], [probe.report for probe in running]
     times = [rekey_times(cluster.daemons[host.name].output()) for host in (a, b)]
     crossing = sum(any(abs(one - other) < AT_ONCE for other in times[1]) for one in times[0])
     assert crossing >= REKEYS, f"{crossing} of {len(times[0])} rekeys met one of the other side"
     assert "rekeyed between" in cluster.charons[a.name].log()
     for host in (a, b):
-        assert cluster.client(host).apply(cluster.policy(defaults=IKE), "test").changed
+        assert cluster.client(host).apply(PolicyBody(cluster.policy(defaults=IKE), "t")).changed
     settled(cluster)
 
 
