@@ -14,6 +14,7 @@ from typing import Final, TypeVar
 
 from tunsec.adapters.charon import Charon
 from tunsec.daemon.journal import fields
+from tunsec.daemon.memory import KnownCharon
 from tunsec.model.aead import Aead
 from tunsec.model.clock import Seconds
 from tunsec.model.errors import Bug, Refused, TunsecError, Unavailable
@@ -77,9 +78,13 @@ class CharonLink:
         away: Callable[[str], None],
         tell: Callable[[IkeEvent], None],
         failed: Callable[[BaseException], None],
+        loaded: KnownCharon | None,
+        remember: Callable[[KnownCharon | None], None],
     ) -> None:
         """`ready` and `away` tell whether charon can be used; `tell` hears its events; `failed`
-        hears of a bug. charon is not looked for before `use` gives credentials."""
+        hears of a bug. `loaded` is what an earlier life left in charon, and `remember` keeps it
+        for the next one. charon is not looked for before `use` gives credentials, or has to take
+        back what was loaded."""
         self._path = path
         self._ready = ready
         self._away = away
@@ -88,8 +93,8 @@ class CharonLink:
         self._credentials: Credentials | None = None
         self._linked = False
         self._task: asyncio.Task[None] | None = None
-        self._own_key: str | None = None
-        """Id of the private key, when it was ours to load."""
+        self._loaded = loaded
+        self._remember = remember
         self._adapter: Charon | None = None
 
     @property
@@ -110,7 +115,7 @@ class CharonLink:
         self._credentials = credentials
         if self._linked:
             self._begin()
-        elif credentials is not None and self._adapter is None:
+        elif self._adapter is None and (credentials is not None or self._loaded is not None):
             self._adapter = Charon(self._path, tell=self._told)
 
     # charon comes and goes
@@ -162,6 +167,7 @@ class CharonLink:
         if given is None:
             await self._take_back()
             return None
+        self._keep(self._loaded or KnownCharon())
         algorithms = await self._charon.algorithms()
         wanted: set[str] = set()
         if given.key is not None:
@@ -183,11 +189,29 @@ class CharonLink:
         return IkeSetup(algorithms, given.auth, ppk_id, given.aeads, given.rules)
 
     async def _load_key(self, key: Secret) -> None:
+        """One that was there before is ours only if we have loaded it."""
         before = await self._charon.loaded_keys()
         key_id = await self._charon.load_key(key)
-        if self._own_key is not None and self._own_key != key_id:
-            await self._charon.unload_key(self._own_key)
-        self._own_key = key_id if key_id not in before else None
+        own_key = self._own_key
+        if own_key is not None and own_key != key_id:
+            await self._unload_own_key()
+        if key_id not in before or own_key == key_id:
+            self._keep(KnownCharon(key_id))
+
+    async def _unload_own_key(self) -> None:
+        own_key = self._own_key
+        if own_key is not None and own_key in await self._charon.loaded_keys():
+            await self._charon.unload_key(own_key)
+        self._keep(KnownCharon())
+
+    @property
+    def _own_key(self) -> str | None:
+        return None if self._loaded is None else self._loaded.own_key
+
+    def _keep(self, loaded: KnownCharon | None) -> None:
+        if loaded != self._loaded:
+            self._loaded = loaded
+            self._remember(loaded)
 
     async def _unload(self, authorities: set[str], secrets: set[str]) -> None:
         """What an earlier policy or life loaded and this one does not want."""
@@ -201,10 +225,12 @@ class CharonLink:
     async def _take_back(self) -> None:
         for name in await self._charon.loaded_connections():
             await self._charon.unload_connection(name)
+        for ike in await self._charon.sas():
+            if ike.name.startswith(NAME_PREFIX):
+                await self._charon.terminate_ike(ike.ref, force=True)
         await self._unload(set(), set())
-        if self._own_key is not None:
-            await self._charon.unload_key(self._own_key)
-            self._own_key = None
+        await self._unload_own_key()
+        self._keep(None)
         self._away("no flow of the policy is keyed by IKE")
 
     # The port

@@ -1,4 +1,5 @@
-"""What outlives the daemon: the policy in force, released and retired flows, newest sequences.
+"""What outlives the daemon: the policy in force, released and retired flows, newest sequences,
+what charon was given.
 
 No key and no secret is ever in here. A disk that is full or gone is reported and changes nothing
 that works.
@@ -27,6 +28,7 @@ from tunsec.model.sp import Sp, SpAction, SpDirection, SpId
 POLICY: Final = "policy.yaml"
 FLOWS: Final = "flows.json"
 SEQUENCES: Final = "sequences.json"
+CHARON: Final = "charon.json"
 
 log = logging.getLogger("tunsec.memory")
 
@@ -46,6 +48,14 @@ class KnownFlows:
 
     released: frozenset[FlowName] = frozenset()
     retired: tuple[Retired, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class KnownCharon:
+    """charon was given something. What no name tells: `own_key` is the id of the private key in
+    it, when it was ours to load."""
+
+    own_key: str | None = None
 
 
 def text_hash(text: str) -> str:
@@ -117,6 +127,25 @@ class Memory:
         }
         self._write(FLOWS, json.dumps(body, indent=1).encode())
 
+    def charon(self) -> KnownCharon | None:
+        """What charon was given and has not been taken back."""
+        raw = self._read(CHARON)
+        if raw is None:
+            return None
+        try:
+            own_key = json.loads(raw)["own_key"]
+            return KnownCharon(None if own_key is None else str(own_key))
+        except (ValueError, KeyError, TypeError) as error:
+            self._set_aside(CHARON, str(error))
+            return None
+
+    def remember_charon(self, known: KnownCharon | None) -> None:
+        """Keep what charon was given; None: all was taken back."""
+        if known is None:
+            self._remove(CHARON)
+        else:
+            self._write(CHARON, json.dumps({"own_key": known.own_key}).encode())
+
     def _read(self, name: str) -> bytes | None:
         try:
             raw = (self._folder / name).read_bytes()
@@ -148,6 +177,13 @@ class Memory:
         if self.trouble:
             log.info("state folder well again")
             self.trouble = ""
+
+    def _remove(self, name: str) -> None:
+        self._written.pop(name, None)
+        try:
+            (self._folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            self._fail(f"{self._folder / name} cannot be removed: {error.strerror}")
 
     def _fail(self, trouble: str) -> None:
         if self.trouble != trouble:

@@ -298,6 +298,8 @@ class Service:
             away=lambda reason: self._guarded(lambda: self.engine.on_charon_away(reason)),
             tell=lambda event: self._guarded(lambda: self.engine.on_ike_event(event)),
             failed=self._fail,
+            loaded=self._memory.charon(),
+            remember=self._memory.remember_charon,
         )
         self._cleanup.callback(self._charon.close)
         self.engine = Engine(

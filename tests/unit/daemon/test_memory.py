@@ -5,7 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from tunsec.daemon.memory import FLOWS, POLICY, SEQUENCES, KnownFlows, KnownPolicy, Memory
+from tunsec.daemon.memory import (
+    CHARON,
+    FLOWS,
+    POLICY,
+    SEQUENCES,
+    KnownCharon,
+    KnownFlows,
+    KnownPolicy,
+    Memory,
+)
 from tunsec.daemon.scope import Scope
 from tunsec.keying.newest import Newest, NewestOffer
 from tunsec.keying.revocation import CertificateId
@@ -46,8 +55,10 @@ def test_all_of_it_is_read_back_equal(tmp_path: Path) -> None:
     memory.remember_newest(NEWEST)
     memory.remember_policy(policy)
     memory.remember_flows(retired())
+    memory.remember_charon(KnownCharon("5f3e"))
     again = Memory(tmp_path)
     assert again.newest() == NEWEST
+    assert again.charon() == KnownCharon("5f3e")
     assert again.policy() == policy
     assert again.flows() == retired()
     assert again.flows().retired[0].blocks
@@ -59,10 +70,22 @@ def test_an_empty_folder_knows_nothing(tmp_path: Path) -> None:
     assert memory.newest() == Newest()
     assert memory.policy() is None
     assert memory.flows() == KnownFlows()
+    assert memory.charon() is None
     assert not memory.trouble
 
 
-@pytest.mark.parametrize("name", [POLICY, FLOWS, SEQUENCES])
+def test_what_was_taken_back_from_charon_is_known_no_more(tmp_path: Path) -> None:
+    memory = Memory(tmp_path)
+    for known in (KnownCharon(), KnownCharon("5f3e")):
+        memory.remember_charon(known)
+        assert Memory(tmp_path).charon() == known
+        memory.remember_charon(None)
+        assert Memory(tmp_path).charon() is None
+    memory.remember_charon(None)
+    assert not memory.trouble
+
+
+@pytest.mark.parametrize("name", [POLICY, FLOWS, SEQUENCES, CHARON])
 @pytest.mark.parametrize("body", [b"", b"\xff\x00", b'{"released": 1}', b"# {}\n", b"[1]"])
 def test_what_cannot_be_read_is_set_aside(
     tmp_path: Path, name: str, body: bytes, caplog: pytest.LogCaptureFixture
@@ -73,6 +96,7 @@ def test_what_cannot_be_read_is_set_aside(
         assert memory.policy() is None
         assert memory.flows() == KnownFlows()
         assert memory.newest() == Newest()
+        assert memory.charon() is None
     assert (tmp_path / f"{name}.bad").read_bytes() == body
     assert [record.getMessage() for record in caplog.records] == ["state file set aside"]
 
