@@ -291,6 +291,7 @@ class IkeDesk:
         """charon told something."""
         match event:
             case IkeEstablished(ike):
+                self._end_strangers([ike])
                 self._note_ike(ike)
                 self._tell_named(ike, IkeUp(SeenIke(ike.id, ike.initiator)))
             case IkeEnded(ike):
@@ -325,6 +326,7 @@ class IkeDesk:
         connection = self._connection(ike.name)
         if connection is None:
             return
+        self._end_children(connection, ike, [child])
         seen = self._seen_child(connection, ike, child, self._read(connection, child))
         if seen is not None:
             if seen.ignored:
@@ -542,6 +544,15 @@ class IkeDesk:
             if ours and ike.name not in self._by_name and self._ike is not None:
                 self._ike.terminate_ike(ike.ref, done=_logged("terminating", ike.name))
 
+    def _end_children(
+        self, connection: Connection, ike: IkeSa, children: Iterable[ChildSa]
+    ) -> None:
+        """CHILD_SAs of flows that another keying has by now: begun before it had."""
+        for child in children:
+            if child.name not in connection.slots and child.keyed and self._ike is not None:
+                done = _logged("terminating a CHILD_SA of", connection.id.name)
+                self._ike.terminate_child(ike.ref, child.id, done=done)
+
     def _listed(
         self, connection: Connection, ikes: Sequence[IkeSa], kernel: Mapping[SaId, Sa]
     ) -> Listed:
@@ -549,6 +560,7 @@ class IkeDesk:
         standing = [ike for ike in ikes if ike.state in _STANDING]
         for ike in standing:
             self._note_ike(ike)
+            self._end_children(connection, ike, ike.children)
         found = [
             self._seen_child(connection, ike, child, self._read(connection, child))
             for ike in standing

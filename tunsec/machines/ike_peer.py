@@ -195,11 +195,15 @@ def deadline(state: IkeState) -> Deadline | None:
 
 
 def doubted(state: IkeState) -> frozenset[int]:
-    """IKE_SAs that the peer may have lost: it has made another one long after it last had them."""
+    """IKE_SAs that the peer may have lost, for it has made another one long after it last had them,
+    and those whose proof of identity is out of date."""
     newest = max((ike.since for ike in state.ikes.values() if not ike.own), default=None)
-    if newest is None:
-        return frozenset()
-    return frozenset(ike.id for ike in state.ikes.values() if newest - ike.alive_at > DOUBT_AFTER)
+    return frozenset(
+        ike.id
+        for ike in state.ikes.values()
+        if (newest is not None and newest - ike.alive_at > DOUBT_AFTER)
+        or (state.proof_since is not None and ike.since < state.proof_since)
+    )
 
 
 def blocked_reason(state: IkeState, flow: IkeFlow, now: Instant) -> str:
@@ -311,7 +315,7 @@ def _reauth(state: IkeState, now: Instant) -> IkeState:
     """A fresh IKE_SA, and on it new CHILD_SAs of ours. The peer sees it and follows."""
     reauth_at = None if state.reauth_after is None else _after(now, state.reauth_after)
     state = _on_flows(state, lambda flow: replace(flow, rekey_at=now))
-    return _fresh(replace(state, reauth_at=reauth_at))
+    return replace(state, reauth_at=reauth_at, variant=state.variant + 1)
 
 
 def _fresh(state: IkeState) -> IkeState:
@@ -560,6 +564,8 @@ def _child_up(
     flow = flows.add_child(flow, seen, since=since)
     if seen.own:
         flow = flows.own_is_up(flow, seen.slot, since=since, fraction=fraction)
+    if flow.taken:
+        flow = flows.take(flow, now)  # too late, or told of again: it drains as the others do
     state = _with(state, flow)
     ike = state.ikes.get(seen.ike)
     if ike is None:  # told later than its first CHILD_SA, or not yet listed
