@@ -2,13 +2,8 @@
 
 from collections.abc import Sequence
 
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-)
-
 from tunsec.adapters.identity import LoadedIdentity
+from tunsec.adapters.key_files import pem_key
 from tunsec.daemon.charon_link import Credentials, Psk
 from tunsec.keying.chain import certificate_der
 from tunsec.model.aead import Aead
@@ -40,5 +35,6 @@ def ike_credentials(
         authorities=tuple(certificate_der(root) for root in loaded.roots),
         revocation=rules.revocation,
     )
-    pem = loaded.identity.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    return Credentials(Secret(pem), auth, (), None, ppk, rules, tuple(aeads))
+    key = Secret(pem_key(loaded.identity.key))
+    lists = tuple(crl.der for crl in loaded.crls)
+    return Credentials(key, auth, lists, None, ppk, rules, tuple(aeads))

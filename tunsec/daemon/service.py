@@ -42,6 +42,7 @@ from tunsec.model.errors import PolicyError, Problem, Refused, Unavailable
 from tunsec.model.names import Boot, FlowName
 from tunsec.model.secret import Secret
 from tunsec.plan.diff import Plan
+from tunsec.plan.ike_connection import IkeSetup
 from tunsec.policy.document import MAX_BYTES
 from tunsec.policy.intent import Intent, parse_policy
 from tunsec.policy.values import Ppk
@@ -96,6 +97,7 @@ class Service:
         self._ring: Keyring
         self._psk: Secret | None = None
         self._ike_in_use = False
+        self._proof_outdated = False
         self._aeads: tuple[AeadSpeed, ...]
         self._charon: CharonLink
         self.engine: Engine
@@ -294,7 +296,7 @@ class Service:
         )
         self._charon = CharonLink(
             parse_url(self._settings.charon),
-            ready=lambda setup: self._guarded(lambda: self.engine.on_charon_ready(setup)),
+            ready=lambda setup: self._guarded(lambda: self._on_charon_ready(setup)),
             away=lambda reason: self._guarded(lambda: self.engine.on_charon_away(reason)),
             tell=lambda event: self._guarded(lambda: self.engine.on_ike_event(event)),
             failed=self._fail,
@@ -337,6 +339,13 @@ class Service:
                 aeads=[one.aead for one in speeds],
             )
         )
+
+    def _on_charon_ready(self, setup: IkeSetup) -> None:
+        """charon has the credentials, and the revocation lists, that were last given."""
+        self.engine.on_charon_ready(setup)
+        if self._proof_outdated:
+            self._proof_outdated = False
+            self.engine.want_proof("revocation lists changed")
 
     def _load_psk(self, intent: Intent) -> Secret | None:
         """The shared secret that the policy names; raises PolicyError."""
@@ -512,6 +521,8 @@ class Service:
         self.engine.change_scope(scope)
         scope = self.engine.scope
         self.engine.renew_identity(loaded.identity, loaded.trust())
+        # Who was revoked must not stay on the proof of before.
+        self._proof_outdated |= loaded.crls != self._identity.crls
         self._identity, self._psk = loaded, psk
         self._give_credentials()
         self._policy_status = replace(self._policy_status, error="")

@@ -45,9 +45,9 @@ def test_from_blocked_to_installed() -> None:
     kinds = [type(order) for order in one.orders]
     assert kinds.index(LoadConnection) < kinds.index(Initiate) < kinds.index(PinOutbound)
     assert one.pinned == {one.child: one.up[2].spi_out}
-    assert one.phase is Phase.KEYING, "nobody sends to us yet"
+    assert one.phase == Phase.KEYING, "nobody sends to us yet"
     one.peer_sends()
-    assert one.phase is Phase.INSTALLED
+    assert one.phase == Phase.INSTALLED
 
 
 def test_a_peer_without_tunsec_counts_after_a_while() -> None:
@@ -402,6 +402,22 @@ def test_proof_of_identity_is_wanted_anew() -> None:
     old = one.flow.active
     assert old is not None
     one.tell(ReauthWanted("revocation list changed"))
+    active = one.flow.active
+    assert active is not None
+    assert active.ike != old.ike
+    one.wait(60)
+    assert old.ike not in one.ikes
+
+
+def test_proof_is_wanted_though_charon_was_only_just_told_of_it() -> None:
+    one = OneConnection().begin(after="1h")
+    one.wait(60)
+    old = one.flow.active
+    assert old is not None
+    for seen in one.up.values():
+        one.up[seen.id] = replace(seen, age=60.0)
+    one.ikes = {key: replace(ike, age=60.0) for key, ike in one.ikes.items()}
+    one.tell(CharonReady(), ReauthWanted("revocation list changed"))
     active = one.flow.active
     assert active is not None
     assert active.ike != old.ike
