@@ -1,17 +1,15 @@
 """The adapter against a VICI server that misbehaves as a real charon rarely does."""
 
 import asyncio
-import socket
 import struct
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from vici.protocol import Message, Packet, Transport
+from vici.protocol import Packet
 
+from tests.unit.adapters.vici_server import VERSION, Server
 from tunsec.adapters.charon import Charon, parse_url
 from tunsec.model.errors import Bug, PolicyError, Refused, Unavailable
 from tunsec.model.ike import SharedKind, SharedSecret
@@ -24,74 +22,6 @@ from tunsec.model.ike_sa import (
     IkeEvent,
 )
 from tunsec.model.secret import Secret
-
-VERSION = {"daemon": "charon", "version": "6.0.1", "sysname": "Linux", "release": "7.3.4"}
-Handler = Callable[[dict[str, Any]], dict[str, Any] | bytes | None]
-
-
-class Server:
-    """Speaks VICI as it is told. Answers None are no answer, bytes go out as they are."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.unknown_events = {"alert"}
-        self.commands: dict[str, Handler] = {"version": lambda _: VERSION}
-        self.asked: list[str] = []
-        self.clients: list[socket.socket] = []
-        self.listening = socket.socket(socket.AF_UNIX)
-        self.listening.bind(str(path))
-        self.listening.listen()
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def close(self) -> None:
-        """As a crash: every connection breaks."""
-        self.path.unlink(missing_ok=True)
-        self.listening.close()
-        for client in self.clients:
-            with suppress(OSError):
-                client.shutdown(socket.SHUT_RDWR)
-            client.close()
-
-    def tell(self, event: str, body: dict[str, Any]) -> None:
-        """An event for every client, whatever it registered for."""
-        for client in self.clients:
-            packet = struct.pack("!BB", Packet.EVENT, len(event)) + event.encode()
-            with suppress(OSError):
-                Transport(client).send(packet + Message.serialize(body))
-
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                client, _ = self.listening.accept()
-                self.clients.append(client)
-                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
-
-    def _serve(self, client: socket.socket) -> None:
-        transport = Transport(client)
-        with suppress(OSError, struct.error):
-            while True:
-                packet = transport.receive()
-                kind, size = packet[0], packet[1]
-                name = packet[2 : 2 + size].decode()
-                if kind in (Packet.EVENT_REGISTER, Packet.EVENT_UNREGISTER):
-                    unknown = name in self.unknown_events
-                    answer = Packet.EVENT_UNKNOWN if unknown else Packet.EVENT_CONFIRM
-                    transport.send(struct.pack("!B", answer))
-                    continue
-                self.asked.append(name)
-                self._answer(client, name)
-
-    def _answer(self, client: socket.socket, name: str) -> None:
-        handler = self.commands.get(name)
-        if handler is None:
-            Transport(client).send(struct.pack("!B", Packet.CMD_UNKNOWN))
-            return
-        body = handler({})
-        if isinstance(body, bytes):
-            client.sendall(body)
-        elif body is not None:
-            packet = struct.pack("!B", Packet.CMD_RESPONSE) + Message.serialize(body)
-            Transport(client).send(packet)
 
 
 @pytest.fixture
