@@ -81,9 +81,9 @@ def _sps(
 
 def _charon(world: World, host: SimHost) -> Iterator[str]:
     """charon holds what the machines know, and nothing else; both ends of it."""
-    engine = host.engine
-    if engine is None:
-        return
+    engine, link = host.engine, host.link
+    if engine is None or link is None or not link.used:
+        return  # a daemon that never had to do with charon leaves an earlier life's there
     connections = list(engine.ike.connections)
     if host.charon.loaded != {one.id.name for one in connections}:
         yield f"charon has connections {sorted(host.charon.loaded)}"

@@ -43,6 +43,8 @@ class CharonLink:
     answer: Callable[[Callable[[], None]], None]
     """What comes back to a daemon that is dead is dropped."""
     up: bool = False
+    used: bool = False
+    """Whether it was ever up."""
     _lane: int = 0
     """Rises with every lane of events; what an earlier one carried is not heard."""
     _looking: bool = False
@@ -88,7 +90,7 @@ class CharonLink:
         if not self._looking:
             return
         if self.charon.running and not self.charon.frozen:
-            self._looking, self.up = False, True
+            self._looking, self.up, self.used = False, True, True
             self._hand_over(self.world.dice.uniform(0.0, LONGEST_HAND_OVER))
         else:
             self._soon(self.world.dice.uniform(0.0, LONGEST_LOOK), self._look)

@@ -172,7 +172,8 @@ class Laws:
         """Sort a host's SAs by where they lead, with names that are quick to look up.
 
         charon makes SAs in pairs. Those on which it is not this host that should send, or not yet,
-        are spare: an outbound one of charon's counts when our SPs pin it.
+        are spare; and what is left of another keying drains. So an outbound SA of a child that IKE
+        keys counts when our SPs pin it.
         """
         sas = _Sas()
         pinned = {
@@ -181,14 +182,16 @@ class Laws:
             if sp.id.direction is SpDirection.OUT and is_our_sp(sp)
             for template in sp.templates
         }
+        by_ike = set() if host.engine is None else host.engine.ike.reqids()
         for sa_id, sa, key in host.kernel.keyed_sas():
             owner = self._owners.get(int(sa_id.dst))
             if owner == host.name:
                 sas.inbound[int(sa_id.dst), sa_id.spi] = key
             elif owner is not None and is_our_sa(sa) and sa_id not in self._excused:
+                spare = host.kernel.made_by_others(sa_id) or sa.reqid in by_ike
+                if spare and (sa_id.dst, sa_id.spi) not in pinned:
+                    continue
                 if host.kernel.made_by_others(sa_id):
-                    if (sa_id.dst, sa_id.spi) not in pinned:
-                        continue
                     self._as_asked(host, sa)
                 sas.outbound.setdefault(owner, []).append((int(sa_id.dst), sa_id.spi, key, sa_id))
         self._sas[host.name] = sas

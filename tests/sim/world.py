@@ -399,6 +399,11 @@ class World:
         one private key, and the directory all that was written."""
         return self._all_are((Phase.INSTALLED,), moving=False) and all(
             host.engine.outbox.idle
+            and not any(
+                ike.empty_since is not None
+                for connection in host.engine.ike.connections
+                for ike in connection.state.ikes.values()
+            )
             and (host.engine.scope.rollover is None or len(host.engine.offers.offers) == 1)
             for host in self.hosts.values()
             if host.engine is not None

@@ -151,7 +151,7 @@ class Engine:
         self._queue: deque[_Queued] = deque()
         self._closed = False
         self._installer = Installer(
-            kernel=ports.kernel, keys=post, entropy=ports.entropy, children=self._children.get
+            kernel=ports.kernel, keys=post, entropy=ports.entropy, children=self._keyed_by_pair
         )
         self.ike = IkeDesk(
             host=host,
@@ -454,6 +454,13 @@ class Engine:
         if child.keying is Keying.DIRECTORY:
             return self._carried_by_ike(child.id)
         return self._carried_by_pair(child.id)
+
+    def _keyed_by_pair(self, child: ChildId) -> Child | None:
+        """A child that directory keying may install SAs for. Peers confirm what their policy has,
+        also what is IKE's here by now, or nobody's."""
+        state = self.pairs.get(child.peer)
+        known = state is not None and child in state.flows
+        return self._children.get(child) if known else None
 
     def _carried_by_pair(self, child: ChildId) -> bool:
         """Whether directory keying has SAs of a child."""
