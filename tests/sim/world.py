@@ -306,12 +306,12 @@ class World:
         if host.link is not None:
             host.link.answer(host.link.renew)
 
-    def revoke(self, host: SimHost, peer: SimHost) -> None:
-        """A host gets a list with its peer's certificate on it, and reads it if a daemon runs."""
-        self.tell(
-            f"{host.name} hears that certificate {peer.certificate} of {peer.name} is revoked"
-        )
-        host.revoked |= {(peer.name, peer.certificate)}
+    def revoke(self, host: SimHost, peer: SimHost, *, number: int | None = None) -> None:
+        """A host gets a list with a peer's certificate on it, the present one unless another is
+        said, and reads it if a daemon runs."""
+        number = number or peer.certificate
+        self.tell(f"{host.name} hears that certificate {number} of {peer.name} is revoked")
+        host.revoked |= {(peer.name, number)}
         self.laws.may_cut_off(host, peer)
         self._reload_identity(host)
 

@@ -293,6 +293,7 @@ def _peer_revoked(state: PairState, event: PeerRevoked, actions: list[Action]) -
 
     SAs of an earlier life of the daemon go too: nobody knows which offers they were keyed with.
     """
+    nothing_left = state.peer_offer is None or state.peer_offer in event.offers
     edited: dict[ChildId, FlowState] = {}
     for child, flow in state.flows.items():
         outbound = tuple(sa for sa in flow.outbound if _is_cut(sa, event))
@@ -305,10 +306,10 @@ def _peer_revoked(state: PairState, event: PeerRevoked, actions: list[Action]) -
             flow,
             outbound=tuple(sa for sa in flow.outbound if sa not in outbound),
             inbound=tuple(sa for sa in flow.inbound if sa not in inbound),
-            reason="",
+            reason=event.reason if nothing_left else "",
         )
     state = replace(state, flows=edited)
-    if state.peer_offer is None or state.peer_offer in event.offers:
+    if nothing_left:
         return replace(state, peer_offer=None, no_offer_reason=event.reason, heard=_UNHEARD)
     return state
 

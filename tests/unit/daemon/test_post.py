@@ -8,10 +8,12 @@ import pytest
 
 from tests.sim.cast import EPOCH, identity, policy, trust
 from tunsec.daemon.post import PEER_OFFERS, SAID, STRANGERS, UNOPENED, News, PostRoom
+from tunsec.keying.chain import Trust
 from tunsec.keying.judgement import Grant
+from tunsec.keying.newest import Newest
 from tunsec.keying.refusals import RefusalReason
 from tunsec.keying.ring import Keyring
-from tunsec.machines.facts import Keyed, PeerConfirmed, PeerOffered, PeerOfferEnded
+from tunsec.machines.facts import Keyed, PeerConfirmed, PeerOffered, PeerOfferEnded, PeerRevoked
 from tunsec.machines.orders import PublishRecord
 from tunsec.model.aead import Aead, AeadSpeed
 from tunsec.model.clock import Instant, Seconds, WallTime
@@ -148,9 +150,10 @@ def confirmed(news: list[News]) -> list[PeerConfirmed]:
     return [item.event for item in news if isinstance(item.event, PeerConfirmed)]
 
 
-def after_a_restart(room: Room) -> PostRoom:
+def after_a_restart(room: Room, believed: Trust | None = None) -> PostRoom:
     """The post room of the daemon's next life, which knows what the state folder keeps."""
-    ring = Keyring(identity(room.name), trust(), grants=room.grants, newest=room.ring.newest())
+    newest = Newest.decode(room.ring.newest().encode())
+    ring = Keyring(identity(room.name), believed or trust(), grants=room.grants, newest=newest)
     return PostRoom(
         host=room.name,
         boot=Boot("c" * 32),
@@ -353,6 +356,93 @@ def test_a_policy_that_takes_addresses_away_ends_the_offer(rooms: Rooms) -> None
     assert right.ring.pair_secrets == 0
     assert right.post.reintroduce(frozenset({H0})) == []
     assert right.post.renew_grants(right.grants) == []
+
+
+# Revocation
+
+
+def revoking(*hosts: str, number: int = 1) -> Trust:
+    """What a host believes that has a new list."""
+    return trust(frozenset((host, number) for host in hosts))
+
+
+def test_a_list_ends_the_offers_of_who_is_on_it(rooms: Rooms) -> None:
+    left, right = rooms
+    own, theirs = acquainted(rooms)
+    right.hears(left.word(H1, own, theirs))
+    assert right.post.renew_identity(identity(H1), revoking("h2")) == []
+    [item] = right.post.renew_identity(identity(H1), revoking("h0"))
+    assert item.peer == H0
+    assert isinstance(item.event, PeerRevoked)
+    assert item.event.offers == {own}
+    assert "was revoked by CN=sim" in item.event.reason
+    assert right.ring.pair_secrets == 0
+    assert right.post.renew_identity(identity(H1), revoking("h0")) == [], "told once"
+    again = right.post.reintroduce(frozenset({H0}))
+    assert [type(one.event) for one in again] == [PeerRevoked], "no offer of it"
+    assert right.post.reintroduce(frozenset()) == again, "the engine knows who is a peer"
+
+
+def test_a_record_of_the_revoked_is_counted_and_says_why_there_is_no_offer(rooms: Rooms) -> None:
+    left, right = rooms
+    right.post.renew_identity(identity(H1), revoking("h0"))
+    _, record = left.offer()
+    [item] = right.hears(record)
+    assert isinstance(item.event, PeerOfferEnded), "SAs of an earlier life may be its successor's"
+    assert "was revoked" in item.event.reason
+    right.hears(record)
+    assert right.post.refusals.counts == {RefusalReason.REVOKED_CERTIFICATE: 1}
+
+
+def test_a_stranger_that_is_revoked_is_told_when_a_policy_brings_it(rooms: Rooms) -> None:
+    left, right = rooms
+    _, record = left.offer()
+    assert right.post.take([record], frozenset()) == []
+    right.post.renew_identity(identity(H1), revoking("h0"))
+    [item] = right.post.reintroduce(frozenset({H0}))
+    assert isinstance(item.event, PeerOfferEnded)
+    assert "was revoked" in item.event.reason
+
+
+def test_a_thief_with_a_revoked_key_does_not_end_what_stands(rooms: Rooms, clock: Clock) -> None:
+    """The owner has another certificate, and is believed."""
+    left, right = rooms
+    left.post.renew_identity(identity(H0, 2), trust())
+    acquainted(rooms)
+    right.post.renew_identity(identity(H1), revoking("h0"))
+    clock.seconds += 10.0
+    thief = Room(H0, clock, boot="f")
+    _, stolen = thief.offer()
+    assert right.hears(stolen) == []
+    assert right.post.refusals.counts == {RefusalReason.REVOKED_CERTIFICATE: 1}
+
+
+def test_only_what_the_old_certificate_signed_goes(rooms: Rooms, clock: Clock) -> None:
+    left, right = rooms
+    first, _ = acquainted(rooms)
+    left.post.renew_identity(identity(H0, 2), trust())
+    clock.seconds += 10.0
+    second, record = left.offer()
+    right.hears(record)
+    [item] = right.post.renew_identity(identity(H1), revoking("h0"))
+    assert isinstance(item.event, PeerRevoked)
+    assert item.event.offers == {first}
+    assert "was revoked" in item.event.reason
+    news = right.post.reintroduce(frozenset({H0}))
+    assert [one.event for one in news] == [PeerOffered(second, Boot("a" * 32))]
+
+
+def test_who_is_revoked_while_no_daemon_runs_is_known_at_the_start(rooms: Rooms) -> None:
+    left, right = rooms
+    acquainted(rooms)
+    assert after_a_restart(right).revoked_before() == []
+    reborn = after_a_restart(right, revoking("h0"))
+    [item] = reborn.revoked_before()
+    assert item.peer == H0
+    assert isinstance(item.event, PeerRevoked)
+    assert item.event.offers == frozenset()
+    assert "was revoked" in item.event.reason
+    assert after_a_restart(left, revoking("h0")).revoked_before() == [], "that is itself"
 
 
 # Time

@@ -69,15 +69,18 @@ def identity(
     kind: KeyType = KeyType.ED25519,
     first: float = NOW - DAY,
     last: float = NOW + 30 * DAY,
+    again: int = 0,
 ) -> Identity:
-    issuer, key = ca(under, kind), signing_key("host", host, under, kind=kind)
+    """`again` counts certificates of one host, each with its own key and serial number."""
+    words = (host, under, again) if again else (host, under)
+    issuer, key = ca(under, kind), signing_key("host", *words, kind=kind)
     leaf = issue(
         HostName(host),
         (),
         key=key,
         ca=issuer.certificate,
         ca_key=issuer.key,
-        serial=serial(host, under),
+        serial=serial(*words),
         valid=Window(WallTime(first), WallTime(last)),
     )
     return Identity(HostName(host), (leaf,), key)

@@ -2,6 +2,7 @@
 
 import ipaddress
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -13,10 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.keying.cluster import DAY, NOW, ca, identity, serial, signing_key
+from tests.unit.keying.lists import crl
 from tunsec.keying.ca import KeyType
 from tunsec.keying.chain import Speaker, Trust, certificate_der
+from tunsec.keying.crl import believed
 from tunsec.keying.identity import SigningKey
 from tunsec.keying.refusals import RecordRefused, RefusalReason
+from tunsec.keying.revocation import RevocationList, certificate_id
 from tunsec.model.clock import WallTime
 
 PATH = "offers/db1"
@@ -311,6 +315,99 @@ def test_a_remembered_chain_costs_no_signature() -> None:
     trust = Trust([ca().certificate])
     first = trust.judge(own.der_chain, path=PATH, wall_now=NOW)
     assert trust.judge(own.der_chain, path=PATH, wall_now=NOW).key is first.key
+
+
+# Revocation
+
+
+def judge_with(
+    chain: tuple[x509.Certificate, ...],
+    *crls: RevocationList,
+    roots: tuple[x509.Certificate, ...] | None = None,
+    at: float = NOW,
+) -> Speaker:
+    trust = Trust((authority("root"),) if roots is None else roots, crls)
+    der = tuple(certificate_der(entry) for entry in chain)
+    return trust.judge(der, path=PATH, wall_now=WallTime(at))
+
+
+def revokes(
+    issuer: str, *certificates: x509.Certificate, last: float = NOW + DAY
+) -> RevocationList:
+    """The list of an issuer, with these on it."""
+    serials = [one.serial_number for one in certificates]
+    signed = crl(*serials, issuer=named(issuer), key=signing_key(issuer), last=last)
+    return believed(signed, [authority(issuer)])
+
+
+def is_revoked(*args: Any, **more: Any) -> str:
+    with pytest.raises(RecordRefused) as caught:
+        judge_with(*args, **more)
+    assert caught.value.reason is RefusalReason.REVOKED_CERTIFICATE
+    return caught.value.detail
+
+
+def test_a_revoked_leaf_does_not_speak() -> None:
+    own = leaf()
+    assert judge_with((own,), revokes("root")).names == {"db1"}
+    detail = is_revoked((own,), revokes("root", own))
+    assert f"{own.serial_number:x}" in detail
+    assert "CN=root" in detail
+
+
+def test_a_list_that_has_ended_keeps_its_force() -> None:
+    own = leaf()
+    is_revoked((own,), revokes("root", own, last=NOW - 1))
+
+
+def test_who_is_revoked_and_expired_is_revoked() -> None:
+    own = leaf()
+    is_revoked((own,), revokes("root", own), at=NOW + 2 * DAY)
+
+
+def test_a_revoked_intermediate_silences_all_below_it() -> None:
+    first, second = authority("first", issuer="root"), authority("second", issuer="first")
+    own = leaf(issuer="second")
+    chain = (own, first, second)
+    signers = judge_with(chain).signers
+    assert signers == tuple(certificate_id(one) for one in (own, second, first))
+    for issuer, revoked in (("root", first), ("first", second), ("second", own)):
+        assert f"{revoked.serial_number:x}" in is_revoked(chain, revokes(issuer, revoked))
+    judge_with(chain, revokes("root", second), revokes("root", own))  # those are not the root's
+
+
+def test_another_path_may_stand() -> None:
+    """An intermediate with two issuers: one revokes it, the other does not."""
+    cross = authority("middle", issuer="root"), authority("middle", issuer="other")
+    own, roots = leaf(issuer="middle"), (authority("root"), authority("other"))
+    for revoked, stands in (cross, cross[::-1]):
+        issuer = revoked.issuer.rfc4514_string().removeprefix("CN=")
+        speaker = judge_with((own, *cross), revokes(issuer, revoked), roots=roots)
+        assert speaker.signers == (certificate_id(own), certificate_id(stands))
+    both = [revokes(one.issuer.rfc4514_string().removeprefix("CN="), one) for one in cross]
+    is_revoked((own, *cross), *both, roots=roots)
+
+
+def test_a_certificate_that_is_attached_and_not_needed_may_be_revoked() -> None:
+    unneeded = authority("first", issuer="root")
+    judge_with((leaf(), unneeded), revokes("root", unneeded))
+
+
+def test_a_trusted_ca_is_not_revoked_by_its_own_list() -> None:
+    judge_with((leaf(),), revokes("root", authority("root")))
+
+
+def test_of_two_lists_the_newer_counts() -> None:
+    own = leaf()
+    old = believed(
+        crl(own.serial_number, issuer=named("root"), key=signing_key("root"), number=1),
+        [authority("root")],
+    )
+    new = believed(
+        crl(issuer=named("root"), key=signing_key("root"), number=2), [authority("root")]
+    )
+    judge_with((own,), old, new)
+    judge_with((own,), new, old)
 
 
 def test_a_serial_number_that_rfc_5280_forbids() -> None:

@@ -17,6 +17,7 @@ from tunsec.machines.facts import (
     OwnOffered,
     PeerOffered,
     PeerOfferEnded,
+    PeerRevoked,
     RecordPublished,
     SaLost,
     SaSoftExpired,
@@ -29,6 +30,8 @@ from tunsec.machines.orders import (
     InstallOutbound,
     PublishRecord,
     ReadUsage,
+    RemoveInbound,
+    RemoveOutbound,
     WantRollover,
 )
 from tunsec.machines.slots import SaState
@@ -313,6 +316,96 @@ def test_without_an_offer_of_the_peer_nothing_new_and_nothing_less() -> None:
     assert len(one.inbound) == 2
 
 
+# Revocation
+
+
+def test_a_revoked_peer_is_cut_off_at_once() -> None:
+    one = OnePair().begin(flows=2)
+    children_of = list(one.state.flows)
+    one.confirmed(
+        receives=[(child, 0x9001 + at) for at, child in enumerate(children_of)],
+        sends=list(one.inbound),
+    )
+    assert {flow.phase for flow in one.state.flows.values()} == {Phase.INSTALLED}
+    before = len(one.orders)
+    one.tell(PeerRevoked(frozenset({OfferSeq(101)}), "its certificate was revoked"))
+    assert (one.inbound, one.outbound, one.pinned) == ({}, {}, {})
+    for flow in one.state.flows.values():
+        assert flow.phase is Phase.BLOCKED
+        assert pair.blocked_reason(one.state, flow) == "its certificate was revoked"
+    kinds = [type(order) for order in one.orders[before:]]
+    assert kinds == [BlockOutbound, RemoveOutbound, RemoveInbound] * 2, "ours to send goes first"
+    assert pair.deadline(one.state) is None
+
+
+def test_nothing_is_keyed_with_the_revoked_and_a_new_offer_is_a_new_beginning() -> None:
+    one = OnePair().begin()
+    one.in_use()
+    one.tell(PeerRevoked(frozenset({OfferSeq(101)}), "revoked"))
+    orders = len(one.orders)
+    one.roll_over(2)
+    one.wait(1000.0)
+    one.tell(TimerFired())
+    assert len(one.orders) == orders
+    one.tell(PeerOffered(OfferSeq(102), Boot("a" * 32)))
+    assert one.records[-1].peer_offer == 102
+    assert one.records[-1].heard == 0, "what was heard before was perhaps another's word"
+    [spi] = one.inbound
+    one.confirmed(receives=[(one.child, 0x9002)], sends=[spi], own_offer=2, peer_offer=102)
+    assert one.flow.phase is Phase.INSTALLED
+
+
+def test_what_is_keyed_with_another_offer_of_the_peer_stays() -> None:
+    """The peer shows another certificate, and the one before is revoked."""
+    one = OnePair().begin()
+    old, out = one.in_use()
+    one.tell(PeerOffered(OfferSeq(102), Boot("a" * 32)))
+    [new] = one.inbound.keys() - {old}
+    one.confirmed(receives=[(one.child, 0x9002)], sends=[new], peer_offer=102)
+    assert one.outbound.keys() == {out, Spi(0x9002)}, "the old one drains"
+    one.tell(PeerRevoked(frozenset({OfferSeq(101)}), "revoked"))
+    assert one.inbound.keys() == {new}
+    assert one.outbound.keys() == {Spi(0x9002)}
+    assert one.pinned == {one.child: Spi(0x9002)}
+    assert one.flow.phase is Phase.INSTALLED
+    assert one.records[-1].sends == ((one.child, Spi(0x9002)),)
+
+
+def test_an_old_offer_that_still_carries_is_replaced_by_the_new_one() -> None:
+    """Revoked before the peer has confirmed under its new certificate."""
+    one = OnePair().begin()
+    one.in_use()
+    one.tell(PeerOffered(OfferSeq(102), Boot("a" * 32)))
+    one.tell(PeerRevoked(frozenset({OfferSeq(101)}), "revoked"))
+    assert (one.outbound, one.pinned) == ({}, {})
+    assert one.records[-1].sends == ()
+    [spi] = one.inbound
+    one.confirmed(receives=[(one.child, 0x9002)], sends=[spi], peer_offer=102)
+    assert one.flow.phase is Phase.INSTALLED
+
+
+def test_adopted_sas_of_a_revoked_peer_go() -> None:
+    one = OnePair()
+    one.tell(ChildrenChanged(children()))
+    child = one.child
+    one.inbound[Spi(0x8001)], one.outbound[Spi(0x8002)] = child, child
+    one.pinned[child] = Spi(0x8002)
+    adopted = [AdoptedSa(child, Spi(spi), Aead.AES_128_GCM) for spi in (0x8001, 0x8002)]
+    one.tell(Adopted((adopted[0],), (adopted[1],)), PeerRevoked(frozenset(), "revoked"))
+    assert (one.inbound, one.outbound, one.pinned) == ({}, {}, {})
+    assert pair.blocked_reason(one.state, one.flow) == "revoked", "own offer or not"
+    one.tell(ChildrenChanged(()), ChildrenChanged(children()))
+    one.tell(OwnOffered(OfferSeq(1), frozenset({OfferSeq(1)})))
+    assert pair.blocked_reason(one.state, one.flow) == "revoked", "a child that is new, too"
+
+
+def test_an_older_reason_gives_way() -> None:
+    one = OnePair(refuse_inbound="the kernel says no").begin()
+    assert pair.blocked_reason(one.state, one.flow) == "the kernel says no"
+    one.tell(PeerRevoked(frozenset({OfferSeq(101)}), "revoked"))
+    assert pair.blocked_reason(one.state, one.flow) == "revoked"
+
+
 # Adoption and policy
 
 
@@ -391,6 +484,7 @@ FACTS = st.one_of(
     st.tuples(st.just("peer"), st.integers(101, 106)),
     st.tuples(st.just("reboot"), st.integers(107, 109)),
     st.tuples(st.just("ended"), st.just(0)),
+    st.tuples(st.just("revoked"), st.integers(0, 1 << 6)),
     st.tuples(st.just("word"), st.integers(0, 1 << 12)),
     st.tuples(st.just("wait"), st.sampled_from([0, 1, 5, 60])),
     st.tuples(st.just("lost"), st.integers(0, 5)),
@@ -411,6 +505,9 @@ def _happens(one: OnePair, what: str, value: int) -> None:
             one.tell(PeerOffered(OfferSeq(value), Boot(boot * 32)))
         case "ended":
             one.tell(PeerOfferEnded("test"))
+        case "revoked":
+            offers = (at for at in range(6) if value >> at & 1)
+            one.tell(PeerRevoked(frozenset(OfferSeq(101 + at) for at in offers), "test"))
         case "word":
             _says(one, value)
         case "wait":
