@@ -85,6 +85,8 @@ DUMP_EVERY: Final = Seconds(300.0)
 COALESCE: Final = Seconds(0.03)
 """A flush by hand is thousands of events and one repair."""
 RETRY: Final = Seconds(2.0)
+HEAR_AGAIN: Final = Seconds(1.0)
+"""How often we look whether a peer sends by IKE, while it may still send by directory keying."""
 FAREWELL: Final = Seconds(10.0)
 """How long the last word to a former peer, which says that nothing is received or sent any more,
 stays in the directory: a peer that polls must read it before it goes."""
@@ -109,6 +111,7 @@ OFFERS: Final = "offers"
 OUTBOX: Final = "outbox"
 DUMP: Final = "dump"
 GUARD: Final = "guard"
+MOVES: Final = "moves"
 Target = str | tuple[str, HostName]
 
 
@@ -251,6 +254,8 @@ class Engine:
                     self._check_guard()
                 case "guard":
                     self._check_guard()
+                case "moves":
+                    self._hear_peers()
                 case ("expiry", peer):
                     self._expire(peer)
                 case ("farewell", peer):
@@ -411,24 +416,41 @@ class Engine:
         for child_id in self._moving:
             if not self._carried_by_other(self._children[child_id]):
                 finished.add(child_id)
-            elif self._peer_sends_by_ike(child_id):
-                self._queue.append(_Queued(("pair", child_id.peer), InboundTaken(child_id)))
+            elif self._awaits_peer(child_id) and self._alarms.get(MOVES) is None:
+                soon = Deadline(self._after(HEAR_AGAIN), "peers may have moved")
+                self._alarms.put(MOVES, soon)
         if finished:
             self._moving -= finished
             self._enter(self.scope)
             self._begin_keying()
         return bool(self._queue)
 
-    def _peer_sends_by_ike(self, child: ChildId) -> bool:
-        """Whether inbound SAs of directory keying are left that the peer no longer needs."""
-        old, new = self._flow_of_pair(child), self.ike.flow(child)
+    def _hear_peers(self) -> None:
+        """Inbound SAs of directory keying go when the peer's records say that it has left them.
+        Where no record can come any more, what arrives by IKE tells it: a CHILD_SA alone does
+        not, for the peer's daemon may have died before it sent on it."""
+        for child_id in self._moving:
+            if self._awaits_peer(child_id) and self._heard_by_ike(child_id):
+                self._queue.append(_Queued(("pair", child_id.peer), InboundTaken(child_id)))
+
+    def _awaits_peer(self, child: ChildId) -> bool:
+        """Whether only the peer still sends by directory keying, as far as we know."""
+        flow = self._flow_of_pair(child)
         return (
-            old is not None
-            and old.taken
-            and any(sa.state is not SaState.REKEYED for sa in old.inbound)
-            and new is not None
-            and any(not one.own for one in new.held)
+            flow is not None
+            and flow.taken
+            and any(sa.state is not SaState.REKEYED for sa in flow.inbound)
         )
+
+    def _heard_by_ike(self, child: ChildId) -> bool:
+        """Whether something came in on a CHILD_SA on which the peer sends."""
+        flow = self.ike.flow(child)
+        theirs = [] if flow is None else [one for one in flow.held if not one.own]
+        try:
+            found = [self._ports.kernel.sa(SaId(child.local, one.spi_in)) for one in theirs]
+        except (Refused, Unavailable):
+            return False  # it is looked at again
+        return any(sa is not None and sa.usage.usage_packets > 0 for sa in found)
 
     def _ike_pinned(self, child: ChildId) -> None:
         """IKE has the outbound SPs of a child: what directory keying has of it drains."""
