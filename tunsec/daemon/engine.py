@@ -353,11 +353,7 @@ class Engine:
         self.ike.adopt(adopted.ike)
         self._tell_pairs(self.post.revoked_before())
         self._run()
-        for child in adopted.moving:
-            if self.pinned_by_ike(child):
-                self._ike_pinned(child)
-            elif self._pinned_by_pair(child):
-                self._directory_pinned(child)
+        self._tell_who_pins(adopted.moving)
         self._run()
 
     def _enter(self, scope: Scope, adopted: Collection[ChildId] = ()) -> None:
@@ -369,6 +365,7 @@ class Engine:
             for child in scope.children
             if child.id in adopted or self._carried_by_other(child)
         }
+        self._tell_who_pins(carried)
         by_peer: dict[HostName, list[Child]] = {}
         for child in scope.children:
             if child.keying is Keying.DIRECTORY or child.id in carried:
@@ -451,6 +448,14 @@ class Engine:
         except (Refused, Unavailable):
             return False  # it is looked at again
         return any(sa is not None and sa.usage.usage_packets > 0 for sa in found)
+
+    def _tell_who_pins(self, children: Iterable[ChildId]) -> None:
+        """A child may have come to the keying that has its SPs already: the other one drains."""
+        for child in children:
+            if self.pinned_by_ike(child):
+                self._ike_pinned(child)
+            elif self._pinned_by_pair(child):
+                self._directory_pinned(child)
 
     def _ike_pinned(self, child: ChildId) -> None:
         """IKE has the outbound SPs of a child: what directory keying has of it drains."""
