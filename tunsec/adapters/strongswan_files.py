@@ -26,13 +26,16 @@ _START_TICKS: Final = 19
 
 @dataclass(frozen=True, slots=True)
 class CharonProcess:
-    """Where a charon reads its files, and since when it runs (None: not known)."""
+    """Where a charon reads its files, and where and since when it runs."""
 
     conf: Path | None
     """None when there is no file at any place that is known."""
     root: Path = Path("/")
     """Its root folder as seen from here."""
     started_at: WallTime | None = None
+    """None: not known."""
+    same_network: bool = True
+    """Whether it lives in the network namespace of who asks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,7 @@ def find_process(pid: int, *, proc: Path = Path("/proc")) -> CharonProcess:
         # Starts the look-up in charon's own mount namespace (proc(5)).
         root = process / "root"
         there = next((place for place in PLACES if _inside(root, place).exists()), None)
+        same_network = (process / "ns/net").samefile(proc / "thread-self/ns/net")
     except (OSError, ValueError, IndexError) as error:
         raise Unavailable(f"process {pid} cannot be looked at: {error}") from error
     named = [
@@ -62,7 +66,10 @@ def find_process(pid: int, *, proc: Path = Path("/proc")) -> CharonProcess:
     ]
     running = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
     return CharonProcess(
-        named[0] if named else there, root=root, started_at=WallTime(time.time() - running)
+        named[0] if named else there,
+        root=root,
+        started_at=WallTime(time.time() - running),
+        same_network=same_network,
     )
 
 

@@ -13,16 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tunsec.cli.exits import Exit
+from tunsec.cli.places import RUN_DIRECTORY, SOCKET_NAME
 
 if TYPE_CHECKING:
     from tunsec.cli.client import Failed
 
-RUN_DIRECTORY: Final = Path("/run/tunsec")
-SOCKET_NAME: Final = "control.sock"
-
 OFFLINE: Final = {
     "check": "judge a policy file",
     "ca": "make the cluster's certificate authority and certificates",
+    "doctor": "find out what keeps tunsec from doing its work here",
 }
 """Commands that need no daemon: tunsec.cli.NAME has add_parser() and run()."""
 

@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     from tunsec.policy.intent import parse_policy
 
     try:
-        text = _read(args.file)
+        text = read_policy(args.file)
     except OSError as error:
         print(f"tunsec check: {args.file}: {error.strerror}", file=sys.stderr)
         return NOT_JUDGED
@@ -62,8 +62,11 @@ def run(args: argparse.Namespace) -> int:
     return GOOD
 
 
-def _read(file: str) -> str:
-    """The text of the file, no more of it than a policy may have; bad UTF-8 is judged later."""
+def read_policy(file: str) -> str:
+    """The text of the file, no more of it than a policy may have; bad UTF-8 is judged later.
+
+    Raises OSError.
+    """
     from tunsec.policy.document import MAX_BYTES
 
     if file == STANDARD_INPUT:

@@ -33,10 +33,14 @@ Body = TypeVar("Body")
 class Failed(Exception):
     """The command cannot go on: one line for the operator, and its exit status."""
 
-    def __init__(self, message: str, status: Exit, *, body: ErrorBody | None = None) -> None:
+    def __init__(
+        self, what: str, status: Exit, *, remedy: str = "", body: ErrorBody | None = None
+    ) -> None:
+        self.what = what
         self.status = status
+        self.remedy = remedy
         self.body = body
-        super().__init__(message)
+        super().__init__(f"{what} ({remedy})" if remedy else what)
 
 
 class Client:
@@ -82,9 +86,9 @@ class Client:
             return decode(shape, answer)
         except Malformed as error:
             raise Failed(
-                f"tunsecd speaks another version of the control API ({error}): "
-                "restart it after an upgrade",
+                f"tunsecd speaks another version of the control API: {error}",
                 Exit.BROKEN,
+                remedy="restart it after an upgrade",
             ) from error
 
     def _exchange(self, method: str, path: str, body: object = None) -> bytes:
@@ -100,19 +104,21 @@ class Client:
             answer = response.read(MAX_ANSWER_BYTES)
         except (FileNotFoundError, ConnectionRefusedError) as error:
             raise Failed(
-                f"tunsecd is not running here, nobody listens on {self._path} "
-                "(start it with `systemctl start tunsecd`)",
+                f"tunsecd is not running here, nobody listens on {self._path}",
                 Exit.AWAY,
+                remedy="start it with `systemctl start tunsecd`",
             ) from error
         except PermissionError as error:
             raise Failed(
-                f"{self._path} is not open to you (use sudo, or join the group tunsec)", Exit.DENIED
+                f"{self._path} is not open to you",
+                Exit.DENIED,
+                remedy="use sudo, or join the group tunsec",
             ) from error
         except (OSError, HTTPException) as error:
             raise Failed(
-                f"tunsecd on {self._path} does not answer: {str(error) or type(error).__name__} "
-                "(see `journalctl -u tunsecd`)",
+                f"tunsecd on {self._path} does not answer: {str(error) or type(error).__name__}",
                 Exit.AWAY,
+                remedy="see `journalctl -u tunsecd`",
             ) from error
         finally:
             connection.close()

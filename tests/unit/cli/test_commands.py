@@ -255,7 +255,7 @@ def test_version_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
 
 
-@pytest.mark.parametrize("command", ["check", "ca", "status", "release"])
+@pytest.mark.parametrize("command", ["check", "ca", "doctor", "status", "release"])
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])
