@@ -43,15 +43,28 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class LoadedIdentity:
-    """What a daemon needs of its folder; `warnings` are about what will fail soon."""
+    """What a daemon needs of its folder."""
 
+    folder: Path
+    loaded_at: WallTime
     identity: Identity
     roots: tuple[x509.Certificate, ...]
     crls: tuple[RevocationList, ...]
     """Of each CA its newest list."""
     ppk: Secret | None
     valid_until: WallTime
-    warnings: tuple[Problem, ...]
+
+    @property
+    def warnings(self) -> tuple[Problem, ...]:
+        """What would have failed soon when it was loaded, or was out of date."""
+        return self.warnings_at(self.loaded_at)
+
+    def warnings_at(self, wall_now: WallTime) -> tuple[Problem, ...]:
+        """What will fail soon, or is out of date: a daemon may run for long after it has loaded."""
+        return (
+            *_warnings(self.folder, self.valid_until, wall_now=wall_now),
+            *_list_warnings(self.folder, self.crls, wall_now=wall_now),
+        )
 
     def trust(self) -> Trust:
         """A fresh Trust in the roots, and in nobody whom they have revoked."""
@@ -92,15 +105,13 @@ def load_identity(folder: Path, *, host: HostName, name: str, wall_now: WallTime
     if problems or chain is None or key is None or roots is None or speaker is None:
         raise PolicyError(problems)
     return LoadedIdentity(
+        folder,
+        wall_now,
         Identity(host, chain, key),
         roots,
         crls,
         ppk,
         speaker.valid_until,
-        (
-            *_warnings(folder, speaker.valid_until, wall_now=wall_now),
-            *_list_warnings(folder, crls, wall_now=wall_now),
-        ),
     )
 
 

@@ -465,7 +465,8 @@ class Service:
     def status(self) -> Status:
         """How things stand now."""
         age = self._clock.now() - self._policy_since
-        warnings = [str(problem) for problem in self._identity.warnings]
+        soon = self._identity.warnings_at(self._clock.wall())
+        warnings = [str(problem) for problem in soon]
         warnings += [text for text in (self._memory.trouble, self._guard.boot_trouble) if text]
         return report.status(
             self.engine,

@@ -7,16 +7,24 @@ import os
 import shutil
 import stat
 import subprocess
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from tests.unit.keying.cluster import signing_key
+from tests.unit.keying.lists import crl, pem
+from tests.unit.keying.test_chain import named
 from tunsec.adapters import ca_files
 from tunsec.adapters.identity import load_identity
-from tunsec.adapters.key_files import load_certificates, load_key
+from tunsec.adapters.key_files import load_certificates, load_key, load_lists
 from tunsec.cli import ca as command
 from tunsec.keying.ca import KeyType, alternative_names, same_key
 from tunsec.keying.chain import Trust, certificate_der
+from tunsec.keying.crl import believed
+from tunsec.keying.revocation import RevocationList
 from tunsec.model.clock import WallTime
 from tunsec.model.errors import PolicyError
 from tunsec.model.names import HostName
@@ -255,6 +263,288 @@ def test_a_new_ca_of_the_same_name_is_added_beside_the_old_one(tmp_path: Path) -
     load_identity(host, host=DB1, name="db1", wall_now=NOW)
 
 
+# Revocation
+
+
+def revoke(ca: Path, *words: object, at: float = NOW, days: float = 30) -> ca_files.Shown:
+    return ca_files.revoke_all(
+        [str(word) for word in words],
+        authority=ca_files.load(ca, wall_now=WallTime(at)),
+        days=days,
+        wall_now=WallTime(at),
+    )
+
+
+def refresh(ca: Path, *, at: float = NOW, days: float = 30) -> RevocationList:
+    authority = ca_files.load(ca, wall_now=WallTime(at))
+    [crl] = ca_files.refresh(authority=authority, days=days, wall_now=WallTime(at)).crls
+    return crl
+
+
+def serials(*folders: Path) -> set[int]:
+    return {load_certificates(folder / "cert.pem")[0].serial_number for folder in folders}
+
+
+def on_the_list(ca: Path) -> set[int]:
+    """What the file says, signed by the CA."""
+    [crl] = load_lists(ca / "crl.pem")
+    return set(believed(crl, load_certificates(ca / "ca.pem")).revoked)
+
+
+def test_a_ca_without_revocations_has_no_list(tmp_path: Path) -> None:
+    ca = authority(tmp_path)
+    host = issue(tmp_path, ca=ca)
+    assert not (ca / "crl.pem").exists()
+    assert not (host / "crl.pem").exists()
+    assert refresh(ca).revoked == {}
+    assert on_the_list(ca) == set()
+
+
+@pytest.mark.parametrize("kind", list(KeyType))
+def test_a_host_is_revoked_with_all_that_it_was_issued(tmp_path: Path, kind: KeyType) -> None:
+    ca = authority(tmp_path, kind=kind)
+    host, other = issue(tmp_path, ca=ca), issue(tmp_path, "db2", ca=ca)
+    before = serials(host)
+    ca_files.renew(host, authority=ca_files.load(ca, wall_now=NOW), days=9, wall_now=NOW)
+    shown = revoke(ca, "db1", at=NOW + 5.5)
+    assert on_the_list(ca) == before | serials(host)
+    assert not on_the_list(ca) & serials(other)
+    assert {one.serial for one in shown.certificates} == before | serials(host)
+    assert {one.revoked_at for one in shown.certificates} == {NOW + 5}
+    assert mode(ca / "crl.pem") == 0o644
+    assert sorted(path.name for path in ca.iterdir()) == [
+        "ca-key.pem",
+        "ca.pem",
+        "crl.pem",
+        "issued",
+    ]
+
+
+def test_names_that_look_like_each_other(tmp_path: Path) -> None:
+    ca = authority(tmp_path)
+    hosts = {name: issue(tmp_path, name, ca=ca) for name in ("db", "db-1", "db-1-1", "1")}
+    revoke(ca, "db-1")
+    assert on_the_list(ca) == serials(hosts["db-1"])
+
+
+@pytest.mark.parametrize("shape", ["{:x}", "0x{:x}", "{:X}", "00{:x}"])
+def test_by_serial_number(tmp_path: Path, shape: str) -> None:
+    ca = authority(tmp_path)
+    host, _ = issue(tmp_path, ca=ca), issue(tmp_path, "db2", ca=ca)
+    [serial] = serials(host)
+    revoke(ca, shape.format(serial))
+    assert on_the_list(ca) == {serial}
+
+
+def test_by_a_serial_number_as_openssl_writes_it(tmp_path: Path) -> None:
+    ca = authority(tmp_path)
+    [serial] = serials(issue(tmp_path, ca=ca))
+    revoke(ca, ":".join(f"{byte:02X}" for byte in serial.to_bytes(20, "big")))
+    assert on_the_list(ca) == {serial}
+
+
+def test_by_file_and_folder_also_when_the_ca_kept_no_copy(tmp_path: Path) -> None:
+    ca = authority(tmp_path)
+    hosts = [issue(tmp_path, name, ca=ca) for name in ("db1", "db2", "db3")]
+    shutil.rmtree(ca / "issued")
+    revoke(ca, hosts[0] / "cert.pem", hosts[1])
+    assert on_the_list(ca) == serials(*hosts[:2])
+    with pytest.raises(PolicyError) as error:
+        revoke(ca, "db3")
+    assert "neither name nor serial number" in problems(error)
+    assert "name the certificate's file" in problems(error)
+
+
+def test_what_cannot_be_revoked_is_told_at_once_and_nothing_is(tmp_path: Path) -> None:
+    ca = authority(tmp_path)
+    host = issue(tmp_path, ca=ca)
+    (tmp_path / "other").mkdir()
+    foreign = issue(tmp_path / "other", "db7", ca=authority(tmp_path / "other"))
+    issue(tmp_path, "db2", ca=ca)
+    revoke(ca, "db2")
+    before = snapshot(ca)
+    with pytest.raises(PolicyError) as error:
+        revoke(
+            ca, "db1", "db9", "db2", foreign, ca / "ca.pem", tmp_path / "no.pem", host / "key.pem"
+        )
+    assert len(error.value.problems) == 6
+    text = problems(error)
+    for why in (
+        "db9: neither name nor serial number",
+        "db2: is revoked already, since 2027-01-15",
+        "was issued by CN=lab",
+        "is the CA itself",
+        "No such file",
+        "is no PEM certificate",
+    ):
+        assert why in text
+    assert snapshot(ca) == before
+
+
+def test_a_forged_copy_in_issued_is_not_revoked_by_mistake(tmp_path: Path) -> None:
+    """A CA of the same name, another key: nothing to do with this one."""
+    ca = authority(tmp_path)
+    (tmp_path / "other").mkdir()
+    other = authority(tmp_path / "other")
+    issue(tmp_path / "other", ca=other)
+    issue(tmp_path, "db2", ca=ca)
+    [copy] = (other / "issued").iterdir()
+    shutil.copy(copy, ca / "issued")
+    with pytest.raises(PolicyError, match="was issued by"):
+        revoke(ca, "db1")
+
+
+def test_a_name_that_is_a_serial_number_too(tmp_path: Path) -> None:
+    ca = authority(tmp_path)
+    [serial] = serials(issue(tmp_path, ca=ca))
+    host = issue(tmp_path, f"{serial:x}", ca=ca)
+    with pytest.raises(PolicyError) as error:
+        revoke(ca, f"{serial:x}")
+    assert "name the file instead" in problems(error)
+    revoke(ca, host)
+    assert on_the_list(ca) == serials(host)
+
+
+def test_who_is_on_the_list_in_part_is_revoked_wholly(tmp_path: Path) -> None:
+    ca = authority(tmp_path)
+    host = issue(tmp_path, ca=ca)
+    first = serials(host)
+    revoke(ca, "db1")
+    ca_files.renew(host, authority=ca_files.load(ca, wall_now=NOW), days=9, wall_now=NOW)
+    shown = revoke(ca, "db1", at=NOW + DAY)
+    assert {one.serial for one in shown.certificates} == serials(host)
+    [crl] = shown.crls
+    assert crl.revoked == {**dict.fromkeys(first, NOW), **dict.fromkeys(serials(host), NOW + DAY)}
+
+
+def test_the_list_made_anew_says_the_same_for_longer(tmp_path: Path) -> None:
+    ca = authority(tmp_path)
+    issue(tmp_path, ca=ca)
+    [first] = revoke(ca, "db1", days=1).crls
+    second = refresh(ca, at=NOW + 2 * DAY, days=30)
+    assert second.revoked == first.revoked
+    assert second.number > first.number
+    assert (second.this_update, second.next_update) == (NOW + 2 * DAY - 300, NOW + 32 * DAY)
+    assert refresh(ca, at=NOW + 2 * DAY, days=9_999).next_update == NOW + 100 * DAY, "as the CA"
+
+
+def test_numbers_rise_whatever_the_clock_does_and_after_a_loss(tmp_path: Path) -> None:
+    ca = authority(tmp_path)
+    numbers = [refresh(ca, at=at).number for at in (NOW, NOW, NOW + 9, NOW + 3)]
+    (ca / "crl.pem").unlink()
+    numbers.append(refresh(ca, at=NOW + 100).number)
+    assert numbers == sorted(set(numbers))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-40]), "no whole CRL"),
+        (lambda path: path.write_bytes(path.read_bytes() * 2), "several lists"),
+        (
+            lambda path: path.write_bytes(pem(crl(issuer=named("x"), key=signing_key("x")))),
+            "who is no CA here",
+        ),
+    ],
+)
+def test_a_spoilt_list_is_not_taken_for_none(
+    tmp_path: Path, spoil: Callable[[Path], object], why: str
+) -> None:
+    """Beginning anew would forget who is revoked."""
+    ca = authority(tmp_path)
+    host = issue(tmp_path, ca=ca)
+    revoke(ca, "db1")
+    spoil(ca / "crl.pem")
+    before = snapshot(tmp_path)
+    for act in (
+        lambda: refresh(ca),
+        lambda: revoke(ca, host),
+        lambda: issue(tmp_path, "db2", ca=ca),
+        lambda: ca_files.renew(
+            host, authority=ca_files.load(ca, wall_now=NOW), days=9, wall_now=NOW
+        ),
+    ):
+        with pytest.raises(PolicyError, match=why) as error:
+            act()
+        problems(error)
+    after = snapshot(tmp_path)
+    assert {path: after[path] for path in before} == before
+
+
+def test_a_new_host_gets_the_list_and_a_renewed_one_the_newest(tmp_path: Path) -> None:
+    ca = authority(tmp_path)
+    old = issue(tmp_path, ca=ca)
+    issue(tmp_path, "db2", ca=ca)
+    revoke(ca, "db2")
+    new = issue(tmp_path, "db3", ca=ca)
+    assert (new / "crl.pem").read_bytes() == (ca / "crl.pem").read_bytes()
+    loaded = load_identity(new, host=HostName("db3"), name="db3", wall_now=NOW)
+    assert [set(one.revoked) for one in loaded.crls] == [on_the_list(ca)]
+    ca_files.renew(old, authority=ca_files.load(ca, wall_now=NOW), days=9, wall_now=NOW)
+    assert (old / "crl.pem").read_bytes() == (ca / "crl.pem").read_bytes()
+    assert mode(old / "crl.pem") == 0o644
+    refresh(ca, at=NOW + 5)
+    ca_files.renew(old, authority=ca_files.load(ca, wall_now=NOW), days=9, wall_now=NOW)
+    assert (old / "crl.pem").read_bytes() == (ca / "crl.pem").read_bytes()
+
+
+def test_renewing_keeps_the_lists_of_other_cas(tmp_path: Path) -> None:
+    ca = authority(tmp_path)
+    host = issue(tmp_path, ca=ca)
+    other = pem(crl(5, issuer=named("other"), key=signing_key("other")))
+    (host / "crl.pem").write_bytes(other)
+    ca_files.renew(host, authority=ca_files.load(ca, wall_now=NOW), days=9, wall_now=NOW)
+    assert (host / "crl.pem").read_bytes() == other, "the CA has none to add"
+    refresh(ca)
+    ca_files.renew(host, authority=ca_files.load(ca, wall_now=NOW), days=9, wall_now=NOW)
+    own = (ca / "crl.pem").read_bytes()
+    assert (host / "crl.pem").read_bytes() == other + own
+    ca_files.renew(host, authority=ca_files.load(ca, wall_now=NOW), days=9, wall_now=NOW)
+    assert (host / "crl.pem").read_bytes() == other + own
+
+
+def test_two_admins_at_once_forget_nothing(tmp_path: Path) -> None:
+    ca = authority(tmp_path)
+    hosts = [issue(tmp_path, f"db{number}", ca=ca) for number in range(8)]
+    with ThreadPoolExecutor(8) as admins:
+        list(admins.map(lambda host: revoke(ca, host.name), hosts))
+    assert on_the_list(ca) == serials(*hosts)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the openssl command")
+@pytest.mark.parametrize("kind", list(KeyType))
+def test_openssl_agrees_on_who_is_revoked(tmp_path: Path, kind: KeyType) -> None:
+    now = 1_780_000_000.0
+    ca = tmp_path / "ca"
+    ca_files.init(ca, name="lab", days=100, kind=kind, wall_now=WallTime(now))
+    for host in ("db1", "db2"):
+        ca_files.issue_to(
+            tmp_path / host,
+            HostName(host),
+            authority=ca_files.load(ca, wall_now=WallTime(now)),
+            addresses=(),
+            days=30,
+            kind=kind,
+            wall_now=WallTime(now),
+        )
+    revoke(ca, "db2", at=now)
+    said = {}
+    for host in ("db1", "db2"):
+        verified = subprocess.run(
+            (
+                f"openssl verify -x509_strict -crl_check -attime {int(now)} "
+                f"-CRLfile ca/crl.pem -CAfile ca/ca.pem {host}/cert.pem"
+            ).split(),
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        said[host] = verified.stdout + verified.stderr
+    assert said["db1"] == "db1/cert.pem: OK\n"
+    assert "certificate revoked" in said["db2"]
+
+
 # The command
 
 
@@ -286,6 +576,41 @@ def test_the_command_from_start_to_end(tmp_path: Path, capsys: pytest.CaptureFix
         assert "PRIVATE" not in text
 
 
+def test_the_command_revokes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ca, host = tmp_path / "ca", tmp_path / "db1"
+    tunsec_ca("init", ca, "--name", "lab")
+    tunsec_ca("issue", ca, "db1", "--out", host)
+    [serial] = serials(host)
+    capsys.readouterr()
+    assert tunsec_ca("crl", ca, "--json", "--days", "3") == 0
+    [empty] = json.loads(capsys.readouterr().out)
+    assert empty["revoked"] == {}
+    assert tunsec_ca("revoke", ca, "db1") == 0
+    out = capsys.readouterr().out
+    assert f"  revoked  {serial:x} since 20" in out
+    assert "  REVOKED  since 20" in out
+    assert "365 days left" in out
+    assert f"copy {ca}/crl.pem to every host's identity folder, then tunsec reload" in out
+    assert tunsec_ca("revoke", ca, "db1", "--json") == 1
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["problems"][0]["where"] == "db1"
+    assert captured.err.startswith("tunsec ca revoke: db1: is revoked already, since 20")
+    assert tunsec_ca("show", ca, "--json") == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert [bool(one.get("revoked_at")) for one in shown] == [False, True, False]
+    assert shown[2]["crl"] > empty["crl"]
+    assert list(shown[2]["revoked"]) == [f"{serial:x}"]
+    assert tunsec_ca("show", ca / "crl.pem") == 0
+    assert capsys.readouterr().out.startswith("revocation list\n  issuer   CN=lab,O=tunsec\n")
+    tunsec_ca("issue", ca, "db2", "--out", tmp_path / "db2")
+    capsys.readouterr()
+    assert tunsec_ca("show", tmp_path / "db2") == 0
+    assert "revocation list" in capsys.readouterr().out
+    assert tunsec_ca("renew", host, "--ca", ca) == 0
+    assert "REVOKED" not in capsys.readouterr().out
+    load_identity(host, host=DB1, name="db1", wall_now=WallTime(time.time()))
+
+
 def test_errors_are_one_line_each_and_json_where_wished(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -310,6 +635,9 @@ def test_errors_are_one_line_each_and_json_where_wished(
         ("init", "x", "--name", "n", "--days", "0"),
         ("init", "x", "--name", "n", "--days", "nan"),
         ("init", "x", "--name", "n", "--key-type", "rsa"),
+        ("revoke", "x"),
+        ("revoke", "x", "db1", "--days", "0"),
+        ("crl",),
         (),
     ],
 )

@@ -1,14 +1,25 @@
 """Loading an identity: all that is wrong is told at once, and nothing weak is used."""
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509 import load_pem_x509_crl
 
+from tests.unit.keying.cluster import serial, signing_key
+from tests.unit.keying.lists import crl, pem
+from tests.unit.keying.test_chain import authority, named
+from tests.unit.keying.test_chain import leaf as leaf_of
 from tunsec.adapters import ca_files
 from tunsec.adapters.identity import load_identity
+from tunsec.adapters.key_files import load_certificates, pem_certificates, pem_key
 from tunsec.keying.ca import KeyType
+from tunsec.keying.chain import certificate_der
+from tunsec.keying.identity import SigningKey
+from tunsec.keying.refusals import RecordRefused, RefusalReason
 from tunsec.keying.schedule import ppk_id
 from tunsec.model.clock import WallTime
 from tunsec.model.errors import PolicyError
@@ -132,6 +143,9 @@ def test_time(folder: Path) -> None:
     (warning,) = soon.warnings
     assert "ends in 10.0 days" in warning.what
     assert "tunsec ca renew" in warning.remedy
+    loaded = load_identity(folder, host=DB1, name="db1", wall_now=NOW)
+    assert loaded.warnings == ()
+    assert loaded.warnings_at(WallTime(NOW + 20 * DAY)) == soon.warnings
 
 
 def test_another_ca_in_ca_pem(folder: Path) -> None:
@@ -145,6 +159,137 @@ def test_an_attached_root_is_left_out_of_what_peers_get(folder: Path) -> None:
         file.write((folder / "ca.pem").read_bytes())
     loaded = load_identity(folder, host=DB1, name="db1", wall_now=NOW)
     assert len(loaded.identity.chain) == 1
+
+
+# Revocation lists
+
+
+def lists(folder: Path, *words: str, at: float = NOW, days: float = 30) -> Path:
+    """The CA revokes what the words name, and its list is copied into the host's folder."""
+    ca = folder.parent / "ca"
+    authority = ca_files.load(ca, wall_now=WallTime(at))
+    if words:
+        ca_files.revoke_all(words, authority=authority, days=days, wall_now=WallTime(at))
+    else:
+        ca_files.refresh(authority=authority, days=days, wall_now=WallTime(at))
+    shutil.copy(ca / "crl.pem", folder / "crl.pem")
+    return folder / "crl.pem"
+
+
+def db2(folder: Path) -> tuple[bytes, ...]:
+    """The chain of the other host."""
+    return (certificate_der(load_certificates(folder.parent / "db2" / "cert.pem")[0]),)
+
+
+def test_a_list_is_read_and_honoured(folder: Path) -> None:
+    assert load_identity(folder, host=DB1, name="db1", wall_now=NOW).crls == ()
+    lists(folder)
+    loaded = load_identity(folder, host=DB1, name="db1", wall_now=NOW)
+    assert [crl.revoked for crl in loaded.crls] == [{}]
+    loaded.trust().judge(db2(folder), path="offers/db2", wall_now=NOW)
+    path = lists(folder, "db2")
+    loaded = load_identity(folder, host=DB1, name="db1", wall_now=NOW)
+    assert loaded.warnings == ()
+    with pytest.raises(RecordRefused) as refused:
+        loaded.trust().judge(db2(folder), path="offers/db2", wall_now=NOW)
+    assert refused.value.reason is RefusalReason.REVOKED_CERTIFICATE
+    [crl] = loaded.crls
+    assert load_pem_x509_crl(path.read_bytes()).public_bytes(Encoding.DER) == crl.der
+    path.write_bytes(crl.der)
+    assert load_identity(folder, host=DB1, name="db1", wall_now=NOW).crls == (crl,)
+
+
+def test_a_list_that_has_ended_warns_and_keeps_its_force(folder: Path) -> None:
+    lists(folder, "db2", days=1)
+    later = WallTime(NOW + 3 * DAY)
+    loaded = load_identity(folder, host=DB1, name="db1", wall_now=later)
+    (warning,) = loaded.warnings
+    assert warning.where == str(folder / "crl.pem")
+    assert "2.0 days ago" in warning.what
+    assert "tunsec ca crl" in warning.remedy
+    with pytest.raises(RecordRefused):
+        loaded.trust().judge(db2(folder), path="offers/db2", wall_now=later)
+
+
+def test_of_several_lists_the_newest_of_each_ca_counts(folder: Path) -> None:
+    first = lists(folder, days=1).read_bytes()
+    second = lists(folder, "db2").read_bytes()
+    for body in (first + second, second + first):
+        (folder / "crl.pem").write_bytes(body)
+        loaded = load_identity(folder, host=DB1, name="db1", wall_now=WallTime(NOW + 3 * DAY))
+        [crl] = loaded.crls
+        assert len(crl.revoked) == 1
+        assert loaded.warnings == (), "the older one is of no interest"
+
+
+def test_an_intermediate_speaks_for_whom_it_issued(tmp_path: Path) -> None:
+    folder, key = below_an_intermediate(tmp_path)
+    load_identity(folder, host=DB1, name="db1", wall_now=NOW)
+    (folder / "crl.pem").write_bytes(pem(crl(77, issuer=named("middle"), key=key)))
+    [read] = load_identity(folder, host=DB1, name="db1", wall_now=NOW).crls
+    assert read.revoked.keys() == {77}
+    own = serial("db1", "middle")
+    (folder / "crl.pem").write_bytes(pem(crl(own, issuer=named("middle"), key=key)))
+    assert "revoked-certificate" in told(folder)
+
+
+def below_an_intermediate(folder: Path) -> tuple[Path, SigningKey]:
+    """A host's folder with two certificates in cert.pem, and the key of the second."""
+    leaf = leaf_of(issuer="middle")
+    parts = {
+        "cert.pem": pem_certificates(leaf, authority("middle", issuer="root", last=NOW + 90 * DAY)),
+        "ca.pem": pem_certificates(authority("root", last=NOW + 90 * DAY)),
+        "key.pem": pem_key(signing_key("db1")),
+    }
+    (folder / "db1").mkdir(mode=0o700)
+    for name, body in parts.items():
+        (folder / "db1" / name).write_bytes(body)
+        (folder / "db1" / name).chmod(0o600)
+    return folder / "db1", signing_key("middle")
+
+
+def of_another_ca(path: Path) -> None:
+    path.write_bytes(pem(crl(5, issuer=named("other"), key=signing_key("other"))))
+
+
+def forged(path: Path) -> None:
+    issuer = load_certificates(path.with_name("ca.pem"))[0].subject
+    path.write_bytes(pem(crl(5, issuer=issuer, key=signing_key("thief"))))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-40]), "no whole CRL"),
+        (lambda path: path.write_bytes(b""), "holds no CRL"),
+        (lambda path: path.write_bytes(path.read_bytes() * 8_000), "more than 1048576 bytes"),
+        (lambda path: path.chmod(0o666), "others may write it"),
+        (lambda path: (path.unlink(), path.symlink_to(path.with_name("gone"))), "No such file"),
+        (of_another_ca, "who is no CA here"),
+        (forged, "has not signed"),
+    ],
+)
+def test_a_list_that_is_not_believed_is_an_error(
+    folder: Path, spoil: Callable[[Path], object], why: str
+) -> None:
+    path = lists(folder, "db2")
+    spoil(path)
+    text = told(folder)
+    assert why in text
+    assert f"{path}: " in text
+
+
+def test_one_bad_list_among_good_ones_is_an_error(folder: Path) -> None:
+    path = lists(folder, "db2")
+    path.write_bytes(path.read_bytes() + pem(crl(issuer=named("other"), key=signing_key("other"))))
+    assert "who is no CA here" in told(folder)
+
+
+def test_ones_own_certificate_on_the_list(folder: Path) -> None:
+    lists(folder, "db1")
+    text = told(folder)
+    assert "peers would refuse it as revoked-certificate" in text
+    assert "tunsec ca renew" in text
 
 
 def test_a_ppk(folder: Path) -> None:
