@@ -379,7 +379,7 @@ class Engine:
             scope.intent,
         )
         self.post.set_addresses(scope.addresses)
-        for peer in {*by_peer, *self.pairs}:
+        for peer in dict.fromkeys((*by_peer, *self.pairs)):
             if peer not in self.pairs:
                 self.pairs[peer] = pair.PairState(peer)
             event = ChildrenChanged(tuple(by_peer.get(peer, ())))
@@ -410,7 +410,7 @@ class Engine:
         Whether there is more to do.
         """
         finished: set[ChildId] = set()
-        for child_id in self._moving:
+        for child_id in self._moving_in_order():
             if not self._carried_by_other(self._children[child_id]):
                 finished.add(child_id)
             elif self._awaits_peer(child_id) and self._alarms.get(MOVES) is None:
@@ -422,11 +422,15 @@ class Engine:
             self._begin_keying()
         return bool(self._queue)
 
+    def _moving_in_order(self) -> list[ChildId]:
+        """The policy's order: what is done must not hang on the order of a set."""
+        return [child.id for child in self.scope.children if child.id in self._moving]
+
     def _hear_peers(self) -> None:
         """Inbound SAs of directory keying go when the peer's records say that it has left them.
         Where no record can come any more, what arrives by IKE tells it: a CHILD_SA alone does
         not, for the peer's daemon may have died before it sent on it."""
-        for child_id in self._moving:
+        for child_id in self._moving_in_order():
             if self._awaits_peer(child_id) and self._heard_by_ike(child_id):
                 self._queue.append(_Queued(("pair", child_id.peer), InboundTaken(child_id)))
 

@@ -197,16 +197,18 @@ class IkeDesk:
         wanted: dict[ConnectionId, list[Child]] = {}
         for child in now.values():
             wanted.setdefault(_connection_of(child.id), []).append(child)
-        for connection_id in wanted.keys() - self._connections.keys():
-            self._open(connection_id)
+        for connection_id in wanted:
+            if connection_id not in self._connections:
+                self._open(connection_id)
         for connection in list(self._connections.values()):
             mine = tuple(wanted.get(connection.id, ()))
             connection.slots = slots(mine, self._host)
             self._tell(connection.id, ChildrenChanged(mine))
         self.work()
         self._children = now
-        for connection_id in self._connections.keys() - wanted.keys():
-            self._shut(connection_id)
+        for connection_id in list(self._connections):
+            if connection_id not in wanted:
+                self._shut(connection_id)
 
     def _open(self, connection_id: ConnectionId) -> None:
         first = self._host < connection_id.peer
@@ -526,8 +528,9 @@ class IkeDesk:
         answer: Sequence[IkeSa] | TunsecError,
         kernel: Mapping[SaId, Sa],
     ) -> None:
-        for connection_id in asked & self._connections.keys():
-            connection = self._connections[connection_id]
+        for connection_id, connection in self._connections.items():
+            if connection_id not in asked:
+                continue
             if isinstance(answer, TunsecError):
                 self._tell(connection_id, Listed(error=str(answer)))
             else:
