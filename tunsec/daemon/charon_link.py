@@ -226,7 +226,7 @@ class CharonLink:
         for name in await self._charon.loaded_connections():
             await self._charon.unload_connection(name)
         for ike in await self._charon.sas():
-            if ike.name.startswith(NAME_PREFIX):
+            if ike.name.startswith(NAME_PREFIX) and not ike.children:
                 await self._charon.terminate_ike(ike.ref, force=True)
         await self._unload(set(), set())
         await self._unload_own_key()

@@ -12,6 +12,7 @@ from tunsec.daemon.reconcile import (
     IkeHolding,
     adopt,
     held_reqids,
+    late_of_charon,
     overtaken,
     settled,
     want,
@@ -19,6 +20,7 @@ from tunsec.daemon.reconcile import (
 )
 from tunsec.daemon.scope import Scope
 from tunsec.machines.flow import FlowState
+from tunsec.machines.ike_facts import Adopted as IkeAdopted
 from tunsec.model.errors import Refused, Unavailable
 from tunsec.model.flow import Child, ChildId
 from tunsec.model.names import Reqid
@@ -34,10 +36,12 @@ log = logging.getLogger("tunsec.drift")
 
 @dataclass(frozen=True, slots=True)
 class Looked:
-    """What a look at the kernel found: SAs that only fresh keys replace, and all SAs there were."""
+    """What a look at the kernel found: SAs that only fresh keys replace, all SAs there were, and
+    what charon made after IKE had let a child go."""
 
     lost: tuple[SaId, ...]
     sas: Mapping[SaId, Sa]
+    late: tuple[IkeAdopted, ...] = ()
 
 
 class Drift:
@@ -118,14 +122,18 @@ class Drift:
         try:
             have = self._image()
             wanted = want(flows, scope.all_blocks(have), ike)
-            found = plan(settled(wanted, have), without_charons(have, wanted, ike))
+            carried = {holding.child.id for holding in ike}
+            others = {child.id: child for child in scope.children if child.id not in carried}
+            late = late_of_charon(others.values(), have)
+            let_go = [IkeHolding(others[one.child], None) for one in late]
+            found = plan(settled(wanted, have), without_charons(have, wanted, [*ike, *let_go]))
             self._mend(found)
         except (Refused, Unavailable) as error:
             self._troubles.note(Part.KERNEL, str(error))
             return None
         self._troubles.note(Part.KERNEL, "")
         self._note_strangers(found, scope, have)
-        return Looked(found.lost, have.sas)
+        return Looked(found.lost, have.sas, late)
 
     def _note_strangers(self, found: Plan, scope: Scope, have: Image) -> None:
         self._troubles.note_strangers(

@@ -40,6 +40,7 @@ from tunsec.machines.facts import (
     TimerFired,
 )
 from tunsec.machines.flow import FlowState
+from tunsec.machines.ike_facts import Adopted as IkeAdopted
 from tunsec.machines.orders import (
     Action,
     BlockOutbound,
@@ -377,6 +378,7 @@ class Engine:
                 if child.keying is Keying.IKE or child.id in carried
             ],
             scope.intent,
+            known=scope.children,
         )
         self.post.set_addresses(scope.addresses)
         for peer in dict.fromkeys((*by_peer, *self.pairs)):
@@ -410,7 +412,7 @@ class Engine:
         Whether there is more to do.
         """
         finished: set[ChildId] = set()
-        for child_id in self._moving_in_order():
+        for child_id in self._in_order(self._moving):
             if not self._carried_by_other(self._children[child_id]):
                 finished.add(child_id)
             elif self._awaits_peer(child_id) and self._alarms.get(MOVES) is None:
@@ -422,15 +424,17 @@ class Engine:
             self._begin_keying()
         return bool(self._queue)
 
-    def _moving_in_order(self) -> list[ChildId]:
+    def _in_order(self, children: Collection[ChildId]) -> list[ChildId]:
         """The policy's order: what is done must not hang on the order of a set."""
-        return [child.id for child in self.scope.children if child.id in self._moving]
+        if not children:
+            return []
+        return [child.id for child in self.scope.children if child.id in children]
 
     def _hear_peers(self) -> None:
         """Inbound SAs of directory keying go when the peer's records say that it has left them.
         Where no record can come any more, what arrives by IKE tells it: a CHILD_SA alone does
         not, for the peer's daemon may have died before it sent on it."""
-        for child_id in self._moving_in_order():
+        for child_id in self._in_order(self._moving):
             if self._awaits_peer(child_id) and self._heard_by_ike(child_id):
                 self._queue.append(_Queued(("pair", child_id.peer), InboundTaken(child_id)))
 
@@ -453,9 +457,9 @@ class Engine:
             return False  # it is looked at again
         return any(sa is not None and sa.usage.usage_packets > 0 for sa in found)
 
-    def _tell_who_pins(self, children: Iterable[ChildId]) -> None:
+    def _tell_who_pins(self, children: Collection[ChildId]) -> None:
         """A child may have come to the keying that has its SPs already: the other one drains."""
-        for child in children:
+        for child in self._in_order(children):
             if self.pinned_by_ike(child):
                 self._ike_pinned(child)
             elif self._pinned_by_pair(child):
@@ -599,6 +603,7 @@ class Engine:
         if looked is None:
             return
         self.ike.hold_against(looked.sas)
+        self._take_over(looked.late)
         for sa_id in looked.lost:
             owner = self._index.owner(sa_id)
             if owner is None:
@@ -606,6 +611,16 @@ class Engine:
             log.warning("SA is gone", extra=fields({"sa": sa_id, "child": owner.child}))
             fact = SaLost(owner.child, sa_id.spi, owner.inbound, "SA was removed by another")
             self._queue.append(_Queued(("pair", owner.child.peer), fact))
+
+    def _take_over(self, late: Sequence[IkeAdopted]) -> None:
+        """charon was still at work for children that IKE had let go of: the peer may send on what
+        came of it, so it drains as in any move."""
+        if not late:
+            return
+        children = [one.child for one in late]
+        self._enter(self.scope, children)
+        self.ike.adopt(late)
+        self._tell_who_pins(children)
 
     # Machines
 

@@ -146,6 +146,7 @@ class IkeDesk:
         self._connections: dict[ConnectionId, Connection] = {}
         self._by_name: dict[str, ConnectionId] = {}
         self._children: dict[ChildId, Child] = {}
+        self._known: Sequence[Child] = ()
         self._identities: Mapping[HostName, str] = {}
         self._setup: IkeSetup | None = None
         self._away = "charon was not reached yet"
@@ -188,8 +189,12 @@ class IkeDesk:
 
     # Facts
 
-    def set_children(self, children: Iterable[Child], intent: Intent | None) -> None:
-        """The children that IKE keys, and those that it still carries for another keying."""
+    def set_children(
+        self, children: Iterable[Child], intent: Intent | None, *, known: Sequence[Child]
+    ) -> None:
+        """The children that IKE keys, and those that it still carries for another keying. `known`
+        are all there are: what charon makes for them too late is drained, not cut off."""
+        self._known = known
         if intent is not None:
             self._identities = {host.name: host.identity for host in intent.hosts}
         now = {child.id: child for child in children}
@@ -293,7 +298,8 @@ class IkeDesk:
         """charon told something."""
         match event:
             case IkeEstablished(ike):
-                self._end_strangers([ike])
+                if ike.name.startswith(NAME_PREFIX) and ike.name not in self._by_name:
+                    self._look_at_strangers()
                 self._note_ike(ike)
                 self._tell_named(ike, IkeUp(SeenIke(ike.id, ike.initiator)))
             case IkeEnded(ike):
@@ -540,21 +546,39 @@ class IkeDesk:
             self._end_strangers(answer)
         self._wake()
 
+    def _look_at_strangers(self) -> None:
+        """An IKE_SA came up for a connection that is gone: once charon lists it, the CHILD_SA that
+        came with it is there too, if any did."""
+
+        def done(answer: Sequence[IkeSa] | TunsecError) -> None:
+            if not isinstance(answer, TunsecError):
+                self._end_strangers(answer)
+
+        if self._ike is not None:
+            self._ike.sas(done=done)
+
     def _end_strangers(self, ikes: Sequence[IkeSa]) -> None:
-        """IKE_SAs of connections of ours that the policy no longer has."""
+        """IKE_SAs of connections of ours that are gone, and that carry nothing of the policy's."""
         for ike in ikes:
             ours = ike.name.startswith(NAME_PREFIX)
-            if ours and ike.name not in self._by_name and self._ike is not None:
+            used = any(self._is_known(ike, child) for child in ike.children)
+            if ours and not used and ike.name not in self._by_name and self._ike is not None:
                 self._ike.terminate_ike(ike.ref, done=_logged("terminating", ike.name))
 
     def _end_children(
         self, connection: Connection, ike: IkeSa, children: Iterable[ChildSa]
     ) -> None:
-        """CHILD_SAs of flows that another keying has by now: begun before it had."""
-        for child in children:
-            if child.name not in connection.slots and child.keyed and self._ike is not None:
+        """CHILD_SAs of flows that the policy no longer has."""
+        strangers = [child for child in children if child.name not in connection.slots]
+        for child in strangers:
+            if child.keyed and not self._is_known(ike, child) and self._ike is not None:
                 done = _logged("terminating a CHILD_SA of", connection.id.name)
                 self._ike.terminate_child(ike.ref, child.id, done=done)
+
+    def _is_known(self, ike: IkeSa, child: ChildSa) -> bool:
+        """Whether a CHILD_SA can be one of a flow of the policy, whoever keys that by now."""
+        mine = [one for one in self._known if _connection_of(one.id).name == ike.name]
+        return child.name in slots(mine, self._host)
 
     def _listed(
         self, connection: Connection, ikes: Sequence[IkeSa], kernel: Mapping[SaId, Sa]

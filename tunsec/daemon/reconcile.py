@@ -87,6 +87,20 @@ def adopt(children: Mapping[ChildId, Child], have: Image) -> Adoption:
     )
 
 
+def late_of_charon(children: Iterable[Child], have: Image) -> tuple[IkeAdopted, ...]:
+    """What charon has for children that IKE does not carry any more: it was begun before."""
+    by_reqid = {child.reqid: child for child in children}
+    found: dict[ChildId, list[Sa]] = {}
+    for sa in have.sas.values():
+        child = by_reqid.get(sa.reqid)
+        if child is not None and not sa.larval and _is_charons(sa):
+            found.setdefault(child.id, []).append(sa)
+    known = {child.id: child for child in by_reqid.values()}
+    return tuple(
+        _adopt_ike(known[one], sas, _pinned(known[one], have)) for one, sas in found.items()
+    )
+
+
 def _is_charons(sa: Sa) -> bool:
     """charon writes the addresses into an SA's selector too; directory keying writes none."""
     return sa.selector is not None

@@ -347,6 +347,10 @@ class Service:
             self._proof_outdated = False
             self.engine.want_proof("revocation lists changed")
 
+    def _renew_credentials(self) -> None:
+        if self._ike_in_use is not self.engine.uses_ike:
+            self._give_credentials()
+
     def _load_psk(self, intent: Intent) -> Secret | None:
         """The shared secret that the policy names; raises PolicyError."""
         return (
@@ -424,8 +428,10 @@ class Service:
     def _on_changed(self) -> None:
         """The engine has acted: wake who waits, set the timer, write down what must last."""
         self._rearm()
-        if self._ike_in_use and not self.engine.uses_ike:
-            self._give_credentials()  # directory keying has taken the last flow over
+        if self._ike_in_use is not self.engine.uses_ike:
+            # The last flow has moved, or charon made something for it too late. Not now: whoever
+            # changes the policy or the identity is not done with it.
+            asyncio.get_running_loop().call_soon(lambda: self._guarded(self._renew_credentials))
         listeners, self._listeners = self._listeners, []
         for listener in listeners:
             if not listener.done():
