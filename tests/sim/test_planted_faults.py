@@ -94,8 +94,10 @@ def re_adds_from_saved_keys(patch: pytest.MonkeyPatch) -> None:
         saved.update({job.sa.id: job.sa.key.reveal() for job in jobs if job.sa.key is not None})
         return truly_add(self, jobs, direction)
 
-    def want(of: Iterable[FlowState], blocks: Iterable[Sp]) -> Wanted:
-        wanted = truly_want(of, blocks)
+    def want(
+        of: Iterable[FlowState], blocks: Iterable[Sp], ike: Iterable[reconcile.IkeHolding] = ()
+    ) -> Wanted:
+        wanted = truly_want(of, blocks, ike)
         return replace(
             wanted,
             sas={
@@ -224,7 +226,6 @@ def knows_no_limit_of_epochs(patch: pytest.MonkeyPatch) -> None:
 def keeps_every_offer(patch: pytest.MonkeyPatch) -> None:
     """Offers of peers pile up, and the secrets made from them."""
     patch.setattr(post, "PEER_OFFERS", 1_000)
-    patch.setattr(Keyring, "forget_peer", lambda self, host, sequence=None: None)
 
 
 def never_takes_a_record_back(patch: pytest.MonkeyPatch) -> None:
