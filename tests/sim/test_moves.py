@@ -9,7 +9,9 @@ from tests.sim.aftermath import nothing_missing_nothing_left
 from tests.sim.cast import keyed_by_ike, policy
 from tests.sim.host import SimHost
 from tests.sim.test_stories import Two, quiet
+from tunsec.daemon import report
 from tunsec.daemon.engine import FAREWELL
+from tunsec.model.clock import Instant
 from tunsec.model.flow import Keying
 
 MOVED_WITHIN = 180.0
@@ -54,8 +56,12 @@ def test_a_flow_moves_to_ike_and_back(order: str) -> None:
         if order != "at once":
             two.world.run(7.0)
             assert not moved(two, keying)
+            keyed, [warning] = told(two, hosts[0])
+            assert keyed is other(keying)
+            assert f"on its way to keying {keying}: " in warning
         apply(two, keying, hosts[1])
         finish(two, keying)
+        assert {told(two, host) for host in hosts} == {(keying, ())}
     two.nothing_lost()
 
 
@@ -75,10 +81,12 @@ def test_a_flow_waits_for_charon_on_its_old_keys_over_a_restart_too() -> None:
     for host in two.both:
         two.world.charons.crash(host)
     apply(two, Keying.IKE, *two.both)
+    waiting = "on its way to keying ike: charon was not reached yet"
     for _ in range(2):
         before = two.key(two.left)
         two.world.run(30.0)
         assert two.key(two.left) != before
+        assert told(two, two.left) == (Keying.DIRECTORY, (waiting,))
         two.world.crash(two.left)
         two.world.start(two.left)
     for host in two.both:
@@ -154,6 +162,15 @@ def test_what_the_peer_sends_on_stays_though_its_charon_has_a_child_sa() -> None
     two.world.start(two.right)
     finish(two, Keying.IKE)
     two.nothing_lost()
+
+
+def told(two: Two, host: SimHost) -> tuple[str, tuple[str, ...]]:
+    """Who keys the flow by a host's status, and the warnings beside it."""
+    engine = host.engine
+    assert engine is not None
+    [flow] = report.flow_statuses(engine, sas={}, now=Instant(two.world.now))
+    assert flow.protected
+    return flow.keying, flow.warnings
 
 
 def peers_of(host: SimHost) -> int:

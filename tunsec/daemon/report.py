@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import tunsec
 from tunsec.daemon.engine import Engine
 from tunsec.daemon.install import inbound_id, outbound_id
-from tunsec.daemon.report_ike import PROTECTED, ike_flow_statuses
+from tunsec.daemon.report_ike import PROTECTED, ike_flow_statuses, moving_to_ike
 from tunsec.daemon.tally import Tally
 from tunsec.machines.flow import FlowState, Phase
 from tunsec.machines.pair import PairState, blocked_reason
@@ -143,6 +143,7 @@ def _flow_status(
         in_packets=tally.in_packets,
         out_packets=tally.out_packets,
         drops=tally.drops,
+        warnings=moving_to_ike(engine, child, now),
     )
 
 

@@ -6,11 +6,12 @@ from tunsec.daemon.engine import Engine
 from tunsec.daemon.ike_desk import Connection
 from tunsec.daemon.install import inbound_id, outbound_id
 from tunsec.daemon.tally import Tally
+from tunsec.machines import pair
 from tunsec.machines.flow import Phase
 from tunsec.machines.ike_flow import IkeFlow
 from tunsec.machines.ike_peer import blocked_reason, trouble
 from tunsec.model.clock import Instant
-from tunsec.model.flow import Keying, Mode
+from tunsec.model.flow import Child, Keying, Mode
 from tunsec.model.names import spi_hex
 from tunsec.model.sa import Sa, SaId
 from tunsec.wire.control import ChildSaStatus, FlowStatus, IkeStatus
@@ -68,9 +69,35 @@ def _flow_status(
         in_packets=tally.in_packets,
         out_packets=tally.out_packets,
         drops=tally.drops,
-        warnings=(stands_in_the_way,) if stands_in_the_way and phase in PROTECTED else (),
+        warnings=(
+            *((stands_in_the_way,) if stands_in_the_way and phase in PROTECTED else ()),
+            *_moving_to_directory(engine, child),
+        ),
         ike=_ike_status(connection, flow, stands_in_the_way, now),
     )
+
+
+def moving_to_ike(engine: Engine, child: Child, now: Instant) -> tuple[str, ...]:
+    """What a flow waits for that directory keying still carries for IKE."""
+    if child.keying is not Keying.IKE:
+        return ()
+    return tuple(
+        _on_its_way(child, blocked_reason(connection.state, flow, now))
+        for connection in engine.ike.connections
+        if (flow := connection.state.flows.get(child.id)) is not None
+    )
+
+
+def _moving_to_directory(engine: Engine, child: Child) -> tuple[str, ...]:
+    """What a flow waits for that IKE still carries for directory keying."""
+    if child.keying is not Keying.DIRECTORY:
+        return ()
+    state = engine.pairs[child.id.peer]
+    return (_on_its_way(child, pair.blocked_reason(state, state.flows[child.id])),)
+
+
+def _on_its_way(child: Child, reason: str) -> str:
+    return f"on its way to keying {child.keying}{reason and ': '}{reason}"
 
 
 def _installed(flow: IkeFlow, sas: Mapping[SaId, Sa]) -> Iterator[Sa]:
