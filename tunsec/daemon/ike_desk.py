@@ -59,6 +59,7 @@ from tunsec.model.ike_sa import (
     ChildEstablished,
     ChildRekeyed,
     ChildSa,
+    ChildState,
     EventUnread,
     IkeEnded,
     IkeEstablished,
@@ -83,6 +84,8 @@ PACKET_GROUPS: Final = frozenset({"NET", "ENC"})
 """Log groups that only say which packets came and went."""
 _BEGINNING: Final = (CharonState.CREATED, CharonState.CONNECTING)
 _STANDING: Final = (CharonState.ESTABLISHED, CharonState.REKEYING)
+_ENDING: Final = (ChildState.DELETING, ChildState.DELETED, ChildState.DESTROYING)
+"""CHILD_SAs that may be gone at the other end already."""
 
 log = logging.getLogger("tunsec.ike")
 
@@ -97,6 +100,8 @@ class Connection:
     """By the name of a child configuration."""
     asked: Mapping[str, IkeChild] = field(default_factory=dict)
     """What charon was last given."""
+    made: dict[tuple[int, Spi], IkeChild] = field(default_factory=dict)
+    """What CHILD_SAs were asked to be, by id and inbound SPI, where they are so."""
     ikes: dict[int, tuple[IkeSa, Instant]] = field(default_factory=dict)
     """What charon last told of each IKE_SA, and when."""
     words: deque[str] = field(default_factory=lambda: deque(maxlen=WORDS_KEPT))
@@ -588,10 +593,12 @@ class IkeDesk:
         for ike in standing:
             self._note_ike(ike)
             self._end_children(connection, ike, ike.children)
+        self._forget_made(connection, ikes)
         found = [
             self._seen_child(connection, ike, child, self._read(connection, child))
             for ike in standing
             for child in ike.children
+            if child.state not in _ENDING
         ]
         busy = any(
             ike.state in _BEGINNING
@@ -606,6 +613,15 @@ class IkeDesk:
             busy=busy,
             words="; ".join(connection.words),
         )
+
+    def _forget_made(self, connection: Connection, ikes: Sequence[IkeSa]) -> None:
+        """CHILD_SAs that neither charon nor the machine has any more."""
+        known = {
+            (child.id, child.keyed.spi_in) for ike in ikes for child in ike.children if child.keyed
+        } | {
+            (one.id, one.spi_in) for flow in connection.state.flows.values() for one in flow.held
+        }
+        connection.made = {name: one for name, one in connection.made.items() if name in known}
 
     def _strays(
         self, connection: Connection, ikes: Sequence[IkeSa], kernel: Mapping[SaId, Sa]
@@ -640,13 +656,17 @@ class IkeDesk:
         keyed = child.keyed
         if slot is None or keyed is None or slot.child not in self._children:
             return None
-        asked = connection.asked.get(child.name)
+        name = (child.id, keyed.spi_in)
+        # A CHILD_SA goes by what was asked when it was made; what is asked now, its successor has.
+        asked = connection.made.get(name) or connection.asked.get(child.name)
         local, remote = connection.id.local, connection.id.remote
         if asked is None:
             ignored = ""  # of an earlier life: it is held against the kernel when it is loaded
         else:
             found = ignored_options(asked, child, kernel, local=local, remote=remote)
             ignored = "; ".join(map(str, found))
+            if not ignored:
+                connection.made[name] = asked
         return SeenChild(
             ike.id,
             child.id,

@@ -29,12 +29,15 @@ from tunsec.machines.table import Table
 from tunsec.model.aead import Aead
 from tunsec.model.clock import Instant, Seconds
 from tunsec.model.flow import Child
-from tunsec.model.ike import SLOTS
+from tunsec.model.ike import GIVES_UP_AFTER, SLOTS
 from tunsec.model.names import Spi
 
-SETTLED_AFTER: Final = Seconds(1.0)
-"""A CHILD_SA of the peer that is this old stands at both ends: the peer has had its answer, or has
-asked again."""
+SETTLED_AFTER: Final = GIVES_UP_AFTER
+"""A CHILD_SA of the peer that is this old stands at both ends: the peer has had its answer by now,
+or has given up, and sends us nothing anyway."""
+RENEWED_WITHIN: Final = Seconds(10.0)
+"""CHILD_SAs get successors within this long when the policy asks for other ones; not all flows and
+hosts at once."""
 HEAR_EVERY: Final = Seconds(0.02)
 """How often we look whether something came in on the peer's CHILD_SA, while we need it."""
 ONE_WAY: Final = Seconds(3.0)
@@ -258,6 +261,17 @@ def free_slot(flow: IkeFlow) -> int | None:
 
 
 # What happens
+
+
+def change_child(flow: IkeFlow, child: Child, now: Instant, fraction: float) -> IkeFlow:
+    """The policy asks for something else: the CHILD_SA in use goes on until its successor is there,
+    soon."""
+    same = replace(flow.child, keying=child.keying) == child
+    if same or not any(one.own for one in flow.held):
+        return replace(flow, child=child)
+    soon = Instant(now + min(child.rekey.after, RENEWED_WITHIN) * fraction)
+    rekey_at = soon if flow.rekey_at is None else min(flow.rekey_at, soon)
+    return replace(flow, child=child, rekey_at=rekey_at)
 
 
 def add_child(flow: IkeFlow, seen: SeenChild, *, since: Instant) -> IkeFlow:

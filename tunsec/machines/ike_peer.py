@@ -238,7 +238,7 @@ def _take(
         case TimerFired():
             return _timer_fired(state, now, fraction, actions)
         case ChildrenChanged():
-            return _children_changed(state, event, now, actions)
+            return _children_changed(state, event, now, fraction, actions)
         case Adopted():
             return _adopted(state, event)
         case CharonReady():
@@ -324,14 +324,16 @@ def _fresh(state: IkeState) -> IkeState:
 
 
 def _children_changed(
-    state: IkeState, event: ChildrenChanged, now: Instant, actions: list[Action]
+    state: IkeState,
+    event: ChildrenChanged,
+    now: Instant,
+    fraction: float,
+    actions: list[Action],
 ) -> IkeState:
     kept: dict[ChildId, IkeFlow] = {}
     for child in event.children:
-        flow = state.flows.get(child.id, IkeFlow(child))
-        kept[child.id] = replace(
-            flow, child=child, taken=flow.taken and child.keying is not Keying.IKE
-        )
+        flow = flows.change_child(state.flows.get(child.id, IkeFlow(child)), child, now, fraction)
+        kept[child.id] = replace(flow, taken=flow.taken and child.keying is not Keying.IKE)
     for child_id, flow in state.flows.items():
         if child_id not in kept:
             _end(flow, actions)
@@ -556,7 +558,8 @@ def _child_up(
         return state
     if seen.ignored:
         actions.append(TerminateChild(seen.ike, seen.id))
-        failed = flow.attempt is not None and seen.own
+        attempt = flow.attempt
+        failed = attempt is not None and seen.own and attempt.slot == seen.slot
         if failed or not seen.own:
             return _with(state, flows.failed(flow, seen.ignored, now, fraction))
         return state
@@ -782,8 +785,5 @@ def _after(now: Instant, span: Seconds) -> Instant:
 def check(state: IkeState) -> None:
     """Raise Bug if the state breaks what the machine promises; the simulation calls it always."""
     for child, flow in state.flows.items():
-        own = [one.slot for one in flow.held if one.own]
-        if len(set(own)) != len(own):
-            raise Bug(f"{child}: two CHILD_SAs of ours in one slot")
         if flow.taken and flow.pinned is not None:
             raise Bug(f"{child}: pinned and taken")
