@@ -616,11 +616,10 @@ class IkeDesk:
 
     def _forget_made(self, connection: Connection, ikes: Sequence[IkeSa]) -> None:
         """CHILD_SAs that neither charon nor the machine has any more."""
-        known = {
-            (child.id, child.keyed.spi_in) for ike in ikes for child in ike.children if child.keyed
-        } | {
-            (one.id, one.spi_in) for flow in connection.state.flows.values() for one in flow.held
-        }
+        children = [child for ike in ikes for child in ike.children]
+        known = {(child.id, child.keyed.spi_in) for child in children if child.keyed}
+        for flow in connection.state.flows.values():
+            known.update((one.id, one.spi_in) for one in flow.held)
         connection.made = {name: one for name, one in connection.made.items() if name in known}
 
     def _strays(
