@@ -607,7 +607,9 @@ class IkeDesk:
             for ike in ikes
         )
         return Listed(
-            tuple(SeenIke(ike.id, ike.initiator, ike.established_for or 0) for ike in standing),
+            tuple(
+                SeenIke(ike.id, ike.initiator, _at_most(ike.established_for)) for ike in standing
+            ),
             tuple(seen for seen in found if seen is not None),
             tuple(self._strays(connection, ikes, kernel)),
             busy=busy,
@@ -730,12 +732,19 @@ class IkeDesk:
                         | ({"reason": reason} if reason else {})
                     ),
                 )
-            if flow.reason and (old is None or old.reason != flow.reason):
+            again = old is not None and old.failures == flow.failures
+            if flow.reason and not again and flow.failures.bit_count() == 1:  # 1st, 2nd, 4th, ...
                 told = {"peer": child.peer, "flow": child.flow, "reason": flow.reason}
                 log.warning("no CHILD_SA", extra=fields(told))
 
 
 PROTECTED: Final = (Phase.INSTALLED, Phase.REKEYING)
+
+
+def _at_most(seconds: int | None) -> float:
+    """How old something may be of which charon tells the whole seconds: proof of identity that may
+    be too old is too old."""
+    return 0.0 if seconds is None else seconds + 1.0
 
 
 def _connection_of(child: ChildId) -> ConnectionId:

@@ -186,7 +186,8 @@ class IkeFlow:
     def phase(self, now: Instant) -> Phase:
         """What the SAs amount to."""
         if self.pinned is None:
-            return Phase.KEYING if self.held or self.attempt else Phase.BLOCKED
+            hopeful = self.attempt is not None and not self.failures
+            return Phase.KEYING if self.held or hopeful else Phase.BLOCKED
         if not self._two_way(now):
             return Phase.KEYING
         theirs = [one for one in self.held if not one.own]
