@@ -31,18 +31,17 @@ from tunsec.model.ike_sa import (
 )
 from tunsec.model.secret import Secret
 from tunsec.wire.vici import answers, requests
-from tunsec.wire.vici.events import decode_control_log
+from tunsec.wire.vici.events import PACKET_GROUPS, decode_control_log
 from tunsec.wire.vici.requests import Message
 from tunsec.wire.vici.values import Section
 
 ANSWER_SECONDS: Final = 5.0
 """charon answers from a thread of its own within milliseconds; this bounds a frozen one."""
 SILENT_SECONDS: Final = 2.0
-"""How long the event lane hears nothing before it asks whether charon still answers."""
+"""How long the event lane hears nothing before it asks whether charon still answers, the first time
+after an event."""
 TOLD_LINES: Final = 5
 """The last log lines of a command, to tell why it failed."""
-PACKET_GROUPS: Final = frozenset({"NET", "ENC"})
-"""Log groups that only say which packets came and went."""
 
 T = TypeVar("T")
 Job = Callable[[ViciSocket], T]

@@ -35,6 +35,9 @@ from tunsec.wire.vici.values import Malformed
 FIRST_WAIT_SECONDS: Final = 0.05
 LONGEST_WAIT_SECONDS: Final = 2.0
 """Between attempts to connect; the socket is local, so trying costs next to nothing."""
+LONGEST_SILENCE_SECONDS: Final = 60.0
+"""Between two questions whether charon still answers: each answer doubles the wait, as a host on
+which nothing happens has nothing to ask of charon."""
 
 
 def check_fit(version: CharonVersion) -> None:
@@ -129,18 +132,19 @@ class EventLane:
 
     def _listen(self, vici: ViciSocket) -> None:
         """Tell events until the connection breaks; ask for a sign of life when it is quiet."""
-        asked = False
+        asked, silence = False, self._silent_seconds
         while not self._ended.is_set():
-            received = vici.receive(seconds=self._answer_seconds if asked else self._silent_seconds)
+            received = vici.receive(seconds=self._answer_seconds if asked else silence)
             if received is None and asked:
-                waited = self._answer_seconds + self._silent_seconds
+                waited = self._answer_seconds + silence
                 raise Unavailable(f"charon has been silent for {waited:g} s")
             if received is None:
                 vici.send("version")
                 asked = True
             elif received.event is None:
-                asked = False
+                asked, silence = False, min(2 * silence, LONGEST_SILENCE_SECONDS)
             else:
+                silence = self._silent_seconds
                 self._deliver(_decode(received))
 
     def _failed(self, state: RetryCallState) -> None:

@@ -2,8 +2,11 @@
 
 import asyncio
 import struct
+import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -45,10 +48,14 @@ class Listener:
 
     async def wait(self, kind: type[IkeEvent], *, count: int = 1) -> list[IkeEvent]:
         async with asyncio.timeout(10):
-            while len(found := [event for event in self.told if isinstance(event, kind)]) < count:
+            while len(found := self.events(kind)) < count:
                 self.heard.clear()
                 await self.heard.wait()
         return found
+
+    def events(self, kind: type[IkeEvent]) -> list[IkeEvent]:
+        """Those of a kind so far."""
+        return [event for event in self.told if isinstance(event, kind)]
 
 
 def run(path: Path, scenario: Callable[[Listener], Any]) -> None:
@@ -151,6 +158,32 @@ def test_silence_is_noticed_and_holds_nobody_up(server: Server) -> None:
         assert "silent for 0.5 s" in lost.reason
         server.commands["version"] = lambda _: VERSION
         await listener.wait(CharonLinked, count=2)
+
+    run(server.path, scenario)
+
+
+def test_a_charon_with_nothing_to_tell_is_asked_more_and_more_rarely(server: Server) -> None:
+    asked_at: SimpleQueue[float] = SimpleQueue()
+
+    def version(_: dict[str, Any]) -> dict[str, Any]:
+        asked_at.put(time.monotonic())
+        return VERSION
+
+    async def spans(count: int) -> list[float]:
+        """Between so many questions in a row and the next one each."""
+        asked = [await asyncio.to_thread(asked_at.get, timeout=10) for _ in range(count + 1)]
+        return [later - earlier for earlier, later in pairwise(asked)]
+
+    async def scenario(listener: Listener) -> None:
+        await listener.wait(CharonLinked)
+        server.commands["version"] = version
+        first, second = await spans(2)
+        assert first > 0.38
+        assert second > 0.78
+        server.tell("log", {"group": "IKE", "level": "1", "msg": "something happens"})
+        (again,) = await spans(1)
+        assert 0.38 < again < 1.5
+        assert not listener.events(CharonLost)
 
     run(server.path, scenario)
 

@@ -21,6 +21,8 @@ from tunsec.wire.vici.values import Section
 
 OPTIONAL: Final = frozenset({"alert"})
 """Events that an older charon does not have: alert came with 6.0.3."""
+PACKET_GROUPS: Final = frozenset({"NET", "ENC"})
+"""Log groups that only say which packets came and went: eight lines for each probe of a peer."""
 
 
 def decode_event(name: str, raw: Mapping[str, object]) -> tuple[IkeEvent, ...]:
@@ -73,7 +75,8 @@ def _alert(event: Section) -> tuple[IkeEvent, ...]:
 
 
 def _log(event: Section) -> tuple[IkeEvent, ...]:
-    return (_said(event),)
+    said = _said(event)
+    return () if said.group in PACKET_GROUPS else (said,)
 
 
 def _said(event: Section) -> CharonSaid:

@@ -244,6 +244,11 @@ def test_log_lines_cannot_write_on_a_terminal() -> None:
     assert said == CharonSaid("IKE", 1, None, 3, "a?[2J?\ufffd")
 
 
+@pytest.mark.parametrize(("group", "told"), [(b"NET", 0), (b"ENC", 0), (b"IKE", 1), (b"CFG", 1)])
+def test_log_lines_of_packets_tell_nothing(group: bytes, told: int) -> None:
+    assert len(decode_event("log", {"group": group, "level": b"1", "msg": b"x"})) == told
+
+
 def test_short_answers() -> None:
     raw = {"daemon": b"charon", "version": b"6.0.1", "sysname": b"Linux", "release": b"7.3.4"}
     assert decode_version(raw) == CharonVersion("charon", "6.0.1", "7.3.4")
