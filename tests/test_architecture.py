@@ -38,7 +38,7 @@ EXCEPTIONS: Final = {
 }
 
 DOCTOR: Final = "tunsec/cli/doctor/"
-DOCTOR_ALSO: Final = {"adapters", "plan"}
+DOCTOR_ALSO: Final = {"adapters", "plan", "ports"}
 """`tunsec doctor` finds out by trying, also where no daemon runs. Its modules but the first are
 imported when it is carried out, and by nobody else."""
 

@@ -39,10 +39,11 @@ class Malformed(TunsecError):
 class Settings:
     """Everything that the files say, by full name: `charon.plugins.kernel-netlink.timeout`.
 
-    `references` are sections from which another takes what it does not say itself.
+    None is a key without a value: charon's default. `references` are sections from which another
+    takes what it does not say itself.
     """
 
-    values: Mapping[str, str]
+    values: Mapping[str, str | None]
     references: Mapping[str, tuple[str, ...]]
 
     def value(self, name: str) -> str | None:
@@ -76,7 +77,7 @@ class _Token(NamedTuple):
 
 def parse_settings(text: str, name: str, include: Include) -> Settings:
     """The settings of a file and all that it includes; raises Malformed."""
-    values: dict[str, str] = {}
+    values: dict[str, str | None] = {}
     references: dict[str, tuple[str, ...]] = {}
     path: list[str] = []
     tokens = _tokens(text, name, include, depth=0)
@@ -92,10 +93,7 @@ def parse_settings(text: str, name: str, include: Include) -> Settings:
             references[key] = references.get(key, ()) + following.texts
             following = next(tokens, None)
         elif following is not None and following.kind == "value":
-            # Without a value the key is as if it had never been set.
-            values.pop(key, None)
-            if following.texts:
-                values[key] = " ".join(following.texts)
+            values[key] = " ".join(following.texts) if following.texts else None
             continue
         if following is None or following.kind != "{":
             raise Malformed(f"{token.where}: {token.text} is followed by neither = nor {{")

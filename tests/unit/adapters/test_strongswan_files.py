@@ -79,6 +79,7 @@ def test_a_process_is_found_with_its_own_variable(tmp_path: Path) -> None:
     assert found.conf == tmp_path / "here/strongswan.conf"
     assert found.started_at is not None
     assert began - 1 < found.started_at < time.time() + 1
+    assert found.same_network
 
 
 def test_a_process_that_is_gone() -> None:

@@ -38,19 +38,21 @@ def parsed(text: str, files: Mapping[str, str] | None = None) -> Settings:
         ('a = "one \\\n two"', {"a": "one  two"}),
         ('a = "one\ntwo"', {"a": "one\ntwo"}),
         ("a = x{y", {"a": "x{y"}),
-        ("a =\nb = 1", {"b": "1"}),
+        ("a =\nb = 1", {"a": None, "b": "1"}),
         ("include = yes", {"include": "yes"}),
         ("charon { plugins { vici { load = no } } }", {"charon.plugins.vici.load": "no"}),
         ("a = b = c", {"a": "b = c"}),
     ],
 )
-def test_values(text: str, values: dict[str, str]) -> None:
+def test_values(text: str, values: dict[str, str | None]) -> None:
     assert parsed(text).values == values
 
 
 def test_what_comes_later_counts() -> None:
     text = "charon { a = 1\n b = 1\n c = 1 }\ncharon { b = 2\n c =\n}"
-    assert parsed(text).values == {"charon.a": "1", "charon.b": "2"}
+    settings = parsed(text)
+    found = [settings.value(f"charon.{key}") for key in "abc"]
+    assert found == ["1", "2", None]
 
 
 def test_files_are_included_in_their_place() -> None:
@@ -66,9 +68,9 @@ def test_a_section_may_go_on_in_another_file() -> None:
 
 def test_references_give_what_a_section_does_not_say() -> None:
     settings = parsed(
-        "base { a = 1\n plugins { x { b = 2 } } }\n"
+        "base { a = 1\n e = 5\n plugins { x { b = 2 } } }\n"
         "more { a = 9\n c = 3 }\n"
-        "charon : base, more { plugins { x { d = 4 } } }\n"
+        "charon : base, more { e =\n plugins { x { d = 4 } } }\n"
         "loop : loop { }\n"
     )
     assert settings.value("charon.a") == "1"

@@ -13,6 +13,7 @@ from tunsec.cli.doctor.charon_settings import ACQUIRE, DROP_IN, THREADS, judge, 
 from tunsec.cli.doctor.finding import Finding, Group, Verdict, ok, problem, told, warning
 from tunsec.cli.doctor.user import User, acting_as
 from tunsec.model.aead import Aead
+from tunsec.model.clock import Seconds
 from tunsec.model.errors import PolicyError, Refused, TunsecError, Unavailable
 from tunsec.model.ike import NAME_PREFIX
 from tunsec.model.ike_sa import Algorithms, CharonStats, LoadedConnection
@@ -24,6 +25,8 @@ CHARON: Final = Group.CHARON
 ACQUIRE_SETTING: Final = Path("/proc/sys/net/core/xfrm_acq_expires")
 SHORTEST_ACQUIRE: Final = 4
 """Seconds: an SPI must stay reserved while its exchange is under way (3.6 s)."""
+START_SLACK: Final = Seconds(1.0)
+"""The kernel counts the start in ticks, and charon reads its files after it."""
 NEEDED_PLUGINS: Final = {
     "kernel-netlink": "nothing else puts SAs into the kernel",
     "nonce": "IKE needs nonces",
@@ -133,7 +136,7 @@ def check_plugins(stats: CharonStats) -> list[Finding]:
 
 def check_threads(stats: CharonStats) -> Finding:
     """Whether there are enough for a mass start."""
-    found = judge(THREADS, str(stats.workers))
+    found = judge(THREADS, str(stats.workers), "running")
     return found or ok(CHARON, "threads", f"{stats.workers}, {stats.idle_workers} idle")
 
 
@@ -149,7 +152,7 @@ def check_acquire(setting: Path) -> Finding:
         span = int(setting.read_text())
     except (OSError, ValueError) as error:
         return warning(CHARON, "acquire", f"{setting}: {error}", "a kernel with CONFIG_XFRM")
-    found = judge(ACQUIRE, str(span))
+    found = judge(ACQUIRE, str(span), "in the kernel")
     if found is not None:
         return found
     if span < SHORTEST_ACQUIRE:
@@ -177,7 +180,7 @@ def check_files(process: CharonProcess, daemon: str) -> Iterator[Finding]:
         yield problem(CHARON, "files", str(error), "correct it: charon would not start again")
         return
     name = str(process.conf or "no file: charon's defaults")
-    if process.started_at is not None and found.changed_at > process.started_at:
+    if process.started_at is not None and found.changed_at > process.started_at + START_SLACK:
         text = f"{name}, or what it includes, was changed after charon started"
         yield warning(CHARON, "files", text, "restart charon")
     else:

@@ -164,12 +164,14 @@ def judge_settings(settings: Settings, daemon: str) -> list[Finding]:
     return wrong or [ok(CHARON, "settings", f"as {DROP_IN} has them, or better")]
 
 
-def judge(setting: Setting, value: str | None) -> Finding | None:
+def judge(setting: Setting, value: str | None, whence: str = "set so") -> Finding | None:
     """A finding when a value (None: not set) is not good enough."""
-    effective, whence = setting.default, "charon's default"
+    effective = setting.default
     if value is not None and setting.readable(value):
-        effective, whence = value, "set so"
-    elif value is not None:
+        effective = value
+    elif value is None:
+        whence = "charon's default"
+    else:
         whence = f"charon's default, as {value!r} is no value for it"
     if setting.holds(effective):
         return None

@@ -31,6 +31,7 @@ from tunsec.model.sp import Sp, SpAction, SpDirection, SpId, Template
 from tunsec.model.step import AddSa, AddSp, RemoveSa, RemoveSp
 from tunsec.plan.compare import sa_matches, sp_matches
 from tunsec.policy.desired import REPLAY_WINDOW
+from tunsec.ports import Kernel
 from tunsec.wire.rtnl import OVERLAY_KINDS
 
 KERNEL: Final = Group.KERNEL
@@ -83,7 +84,7 @@ def _tried(part: Part | None) -> Iterator[Finding]:
 # -- XFRM ---------------------------------------------------------------------------------------
 
 
-def check_sps(kernel: XfrmKernel) -> Finding:
+def check_sps(kernel: Kernel) -> Finding:
     """Block SPs, and SPs that protect by one SA, of both families."""
     for version in ENDS:
         for sp in (_block(version), _protect(version)):
@@ -94,7 +95,7 @@ def check_sps(kernel: XfrmKernel) -> Finding:
     return ok(KERNEL, "policies", "block and protect, IPv4 and IPv6")
 
 
-def check_sas(kernel: XfrmKernel, part: Part | None) -> Iterator[Finding]:
+def check_sas(kernel: Kernel, part: Part | None) -> Iterator[Finding]:
     """ESP over each IP version with each AEAD, and what SAs ask beside."""
     troubles = {
         (version, aead): try_sa(kernel, probe_sa(aead, version=version))
@@ -147,7 +148,7 @@ def judge_aeads(troubles: Troubles, part: Part | None) -> Iterator[Finding]:
             yield warning(KERNEL, aead, found, remedy)
 
 
-def check_esn(kernel: XfrmKernel, sa: Sa) -> Finding:
+def check_esn(kernel: Kernel, sa: Sa) -> Finding:
     """64-bit sequence numbers with the window that tunsec asks for."""
     trouble = try_sa(kernel, replace(sa, replay=Replay(window=REPLAY_WINDOW, esn=True)))
     if trouble:
@@ -155,7 +156,7 @@ def check_esn(kernel: XfrmKernel, sa: Sa) -> Finding:
     return ok(KERNEL, "esn", f"with a replay window of {REPLAY_WINDOW} packets")
 
 
-def check_direction(kernel: XfrmKernel, sa: Sa) -> Finding:
+def check_direction(kernel: Kernel, sa: Sa) -> Finding:
     """Whether SAs know their direction, as newer kernels let them."""
     trouble = try_sa(kernel, replace(sa, direction=SaDirection.INBOUND))
     found = "SAs do not know their direction: tunsec does without"
@@ -169,7 +170,7 @@ def probe_sa(aead: Aead, *, version: int = 4) -> Sa:
     return Sa(SaId(dst, Spi(next(_spis))), src, REQID_FIRST, aead, key)
 
 
-def try_sa(kernel: XfrmKernel, sa: Sa) -> str:
+def try_sa(kernel: Kernel, sa: Sa) -> str:
     """What is wrong with an SA that is added, read back and removed; empty: nothing."""
     try:
         (refused,) = kernel.apply([AddSa(sa, SaDirection.INBOUND)])
@@ -187,7 +188,7 @@ def try_sa(kernel: XfrmKernel, sa: Sa) -> str:
     return "" if left is None else f"it cannot be removed: {left.reason}"
 
 
-def try_sp(kernel: XfrmKernel, sp: Sp) -> str:
+def try_sp(kernel: Kernel, sp: Sp) -> str:
     """What is wrong with an SP that is added, read back and removed; empty: nothing."""
     try:
         (refused,) = kernel.apply([AddSp(sp)])

@@ -199,9 +199,9 @@ def test_files(tmp_path: Path) -> None:
         return [(one.check, one.verdict) for one in check_files(process, "charon")]
 
     assert verdicts(process) == [("files", "ok"), ("settings", "ok")]
-    later = CharonProcess(process.conf, root=tmp_path, started_at=WallTime(written + 1))
+    later = CharonProcess(process.conf, root=tmp_path, started_at=WallTime(written - 0.5))
     assert verdicts(later) == [("files", "ok"), ("settings", "ok")]
-    earlier = CharonProcess(process.conf, root=tmp_path, started_at=WallTime(written - 1))
+    earlier = CharonProcess(process.conf, root=tmp_path, started_at=WallTime(written - 2))
     assert verdicts(earlier) == [("files", "warning"), ("settings", "ok")]
     conf.write_text("charon {")
     assert verdicts(process) == [("files", "problem")]

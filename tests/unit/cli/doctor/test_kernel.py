@@ -1,6 +1,8 @@
 """Judging what a kernel can do. The attempts themselves are in tests/lab/test_doctor.py."""
 
 import os
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,16 +10,24 @@ import pytest
 from tests.namespaces import missing_capability
 from tunsec.cli.doctor.finding import Verdict
 from tunsec.cli.doctor.kernel import (
+    check_esn,
     check_kernel,
     check_overlay,
     check_settings,
+    check_sps,
     judge_aeads,
     judge_speed,
     judge_versions,
+    probe_sa,
+    try_sa,
 )
 from tunsec.cli.doctor.part import Part
 from tunsec.model.aead import Aead, AeadSpeed
+from tunsec.model.errors import Refused
 from tunsec.model.flow import Kind
+from tunsec.model.sa import Replay, Sa, SaId
+from tunsec.model.sp import Sp, SpId
+from tunsec.model.step import AddSa, RemoveSa, Step
 from tunsec.policy.intent import parse_policy
 
 GCM, GCM256, CHACHA20 = Aead.AES_128_GCM, Aead.AES_256_GCM, Aead.CHACHA20_POLY1305
@@ -38,6 +48,56 @@ def part(*, aead: str = "auto", address: str = "192.0.2.11") -> Part:
 def speeds(gcm: float, chacha20: float) -> tuple[AeadSpeed, ...]:
     """In Gbit/s."""
     return (AeadSpeed(GCM, int(gcm * 1e9 / 8)), AeadSpeed(CHACHA20, int(chacha20 * 1e9 / 8)))
+
+
+class Ignoring:
+    """A kernel that takes everything and does without sequence numbers of 64 bits, or that keeps
+    what it shall remove."""
+
+    def __init__(self, *, keeps: bool = False) -> None:
+        self.keeps = keeps
+        self.held: dict[SaId, Sa] = {}
+
+    def apply(self, steps: Sequence[Step]) -> list[Refused | None]:
+        for step in steps:
+            if isinstance(step, AddSa):
+                self.held[step.sa.id] = replace(step.sa, replay=Replay())
+        removed = any(isinstance(step, RemoveSa) for step in steps)
+        refused = Refused("remove", reason="Device or resource busy")
+        return [refused if self.keeps and removed else None for _ in steps]
+
+    def sas(self) -> dict[SaId, Sa]:
+        return self.held
+
+    def sps(self) -> dict[SpId, Sp]:
+        return {}
+
+    def sa(self, sa_id: SaId) -> Sa | None:
+        return self.held.get(sa_id)
+
+    def sp(self, sp_id: SpId) -> Sp | None:
+        return None
+
+
+def test_what_the_kernel_ignores_is_seen() -> None:
+    finding = check_esn(Ignoring(), probe_sa(GCM))
+    assert finding.verdict is Verdict.PROBLEM
+    assert finding.found == (
+        "asked for aes-128-gcm, 64-bit, window 1024, the kernel made aes-128-gcm, 32-bit, window 0"
+    )
+    assert try_sa(Ignoring(), probe_sa(GCM)) == ""
+    kept = try_sa(Ignoring(keeps=True), probe_sa(GCM))
+    assert kept == "it cannot be removed: Device or resource busy"
+    finding = check_sps(Ignoring())
+    assert finding.verdict is Verdict.PROBLEM
+    assert finding.found.endswith(": the kernel made nothing")
+
+
+def test_a_key_that_was_tried_is_wiped() -> None:
+    sa = probe_sa(CHACHA20)
+    try_sa(Ignoring(), sa)
+    assert sa.key is not None
+    assert sa.key.wiped
 
 
 def test_an_ip_version_that_the_policy_does_not_use() -> None:
