@@ -378,6 +378,23 @@ def take(flow: IkeFlow, now: Instant) -> IkeFlow:
     )
 
 
+def supersede_spares(flow: IkeFlow, now: Instant) -> IkeFlow:
+    """CHILD_SAs of ours beside the one in use drain, also those that an earlier life or an earlier
+    link to charon left."""
+    active = flow.active
+    if active is None or not active.own:
+        return flow
+    return replace(
+        flow,
+        held=tuple(
+            _superseded(one, flow, now)
+            if one.own and one is not active and one.state is ChildState.INSTALLED
+            else one
+            for one in flow.held
+        ),
+    )
+
+
 def supersede_older_of_peer(flow: IkeFlow, doubted: frozenset[int], now: Instant) -> IkeFlow:
     """CHILD_SAs of the peer on doubted IKE_SAs that have a younger sister: nobody ends them but us,
     if the peer has lost them."""

@@ -718,7 +718,7 @@ def _drain(state: IkeState, now: Instant, actions: list[Action]) -> IkeState:
     """Outbound strays that nothing uses go; looks at the others are scheduled."""
     doubts = doubted(state)
     for child, flow in state.flows.items():
-        flow = flows.supersede_older_of_peer(flow, doubts, now)
+        flow = flows.supersede_spares(flows.supersede_older_of_peer(flow, doubts, now), now)
         gone = flows.drained_outbound_strays(flow, now)
         actions += [RemoveStray(child, stray.spi, False) for stray in gone]
         left = tuple(stray for stray in flow.strays if stray not in gone)
