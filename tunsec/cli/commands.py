@@ -167,6 +167,10 @@ def _show_status(found: Status) -> None:
     print(render.status_head(found))
     if found.flows:
         render.table(render.FLOW_HEADS, map(render.flow_row, found.flows))
+    by_ike = [render.ike_row(flow, flow.ike) for flow in found.flows if flow.ike is not None]
+    if by_ike:
+        print()
+        render.table(render.IKE_HEADS, by_ike)
     for line in render.status_notes(found):
         print(line)
 

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Final, TextIO
 
-from tunsec.wire.control import FlowStatus, Status
+from tunsec.wire.control import ChildSaStatus, FlowStatus, IkeStatus, Status
 
 Row = Sequence[str]
 
@@ -12,6 +12,12 @@ FLOW_HEADS: Final = (
     *("FLOW", "KIND", "PEER", "TENANT", "MODE", "STATE", "SPI IN", "SPI OUT", "AEAD"),
     *("AGE", "NEXT", "REKEYS", "RECEIVED", "SENT", "DROPS"),
 )
+
+IKE_HEADS: Final = (
+    *("FLOW", "PEER", "LOCAL", "IKE_SA", "BEGUN BY", "PROVEN", "REKEY", "ALGORITHMS"),
+    *("CHILD_SAS (OUT IN)", "LAST ERROR"),
+)
+"""PROVEN: how long ago the peer has shown who it is; REKEY: of the IKE_SA, in."""
 
 _SPANS: Final = ((86400, "d"), (3600, "h"), (60, "m"))
 _SIZES: Final = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
@@ -46,6 +52,28 @@ def flow_row(flow: FlowStatus) -> Row:
         *(span(flow.age), span(flow.next_rollover), str(flow.rekeys)),
         *(size(flow.in_bytes), size(flow.out_bytes), str(flow.drops)),
     )
+
+
+def ike_row(flow: FlowStatus, ike: IkeStatus) -> Row:
+    """A flow's IKE_SA, as IKE_HEADS names the cells."""
+    begun_by = {True: "us", False: flow.peer, None: "-"}[ike.initiator]
+    algorithms = [*ike.algorithms, *(["PPK"] if ike.ppk else [])]
+    children = [
+        f"{one.spi_out} {one.spi_in}" + (f" ({state})" if (state := _child_state(one)) else "")
+        for one in ike.child_sas
+    ]
+    return (
+        *(flow.flow, flow.peer, flow.local, ike.state, begun_by),
+        *(span(ike.authenticated), span(ike.next_rekey), "/".join(algorithms) or "-"),
+        *(", ".join(children) or "-", ike.error or "-"),
+    )
+
+
+def _child_state(child: ChildSaStatus) -> str:
+    """What there is to say of a CHILD_SA: whose it is, unless it is in plain use."""
+    if child.own:
+        return "" if child.state == "ACTIVE" else child.state.lower()
+    return "peer's" if child.state == "INSTALLED" else f"peer's, {child.state.lower()}"
 
 
 def status_head(status: Status) -> str:

@@ -74,6 +74,14 @@ def _flows(flows: tuple[FlowStatus, ...]) -> Iterator[Metric]:
             "Until the SA is replaced",
             lambda flow: flow.next_rollover,
         ),
+        "tunsec_flow_ike_authenticated_seconds": (
+            "Since the peer has proven who it is",
+            lambda flow: None if flow.ike is None else flow.ike.authenticated,
+        ),
+        "tunsec_flow_child_sas": (
+            "CHILD_SAs that charon keeps for the flow",
+            lambda flow: None if flow.ike is None else len(flow.ike.child_sas),
+        ),
     }
     counters = {
         "tunsec_flow_rekeys": ("SAs replaced", lambda flow: flow.rekeys),

@@ -17,6 +17,7 @@ from tunsec import __version__
 from tunsec.cli.__main__ import main
 from tunsec.cli.exits import Exit
 from tunsec.cli.render import aligned, size, span
+from tunsec.wire.control import ChildSaStatus, IkeStatus
 
 ROOT = Path(__file__).parents[3]
 
@@ -66,6 +67,33 @@ def test_status_is_ok_when_everything_is_protected(
     found = json.loads(capsys.readouterr().out)
     assert found["flows"][0]["spi_in"] == "0000c001"
     assert found["api"] == 1
+
+
+def test_status_tells_of_ike_sas_in_charons_words(
+    server: Served, where: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours = ChildSaStatus(True, "ACTIVE", "0000c00a", "0000c00b", 4.0)
+    theirs = ChildSaStatus(False, "INSTALLED", "0000c00c", "0000c00d", 5.0)
+    old = ChildSaStatus(True, "REKEYED", "0000c00e", "0000c00f", 3600.0)
+    told = IkeStatus(
+        "ESTABLISHED",
+        initiator=False,
+        authenticated=125.0,
+        next_rekey=7200.0,
+        algorithms=("AES_GCM_16", "CURVE_25519"),
+        ppk=True,
+        child_sas=(ours, theirs, old),
+        error="no trusted ED25519 public key found for 'db2'",
+    )
+    server.show(replace(server.daemon.current, flows=(replace(OVERLAY, keying="ike", ike=told),)))
+    assert main(["status", *where]) == Exit.OK
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    row = lines[lines.index("") + 2]
+    assert row.endswith(
+        "ESTABLISHED db2 2m 5s 2h 0m AES_GCM_16/CURVE_25519/PPK 0000c00b 0000c00a, "
+        "0000c00d 0000c00c (peer's), 0000c00f 0000c00e (rekeyed) "
+        "no trusted ED25519 public key found for 'db2'"
+    )
 
 
 def test_plan_apply_reload_release(
