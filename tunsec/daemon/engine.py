@@ -620,6 +620,7 @@ class Engine:
         children = [one.child for one in late]
         self._enter(self.scope, children)
         self.ike.adopt(late)
+        self.ike.work()
         self._tell_who_pins(children)
 
     # Machines

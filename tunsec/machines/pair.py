@@ -268,16 +268,24 @@ def _retries_due(state: PairState, now: Instant) -> PairState:
 
 def _children_changed(state: PairState, event: ChildrenChanged, actions: list[Action]) -> PairState:
     kept: dict[ChildId, FlowState] = {}
+    back: list[Keyed] = []
     for child in event.children:
         before = state.flows.get(child.id)
         if before is None:
             before = FlowState(child)
         taken = before.taken and child.keying is not Keying.DIRECTORY
-        kept[child.id] = replace(before, child=child, taken=taken)
+        if before.named is not None and not taken:
+            back.append(before.named)
+        named = before.named if taken else None
+        kept[child.id] = replace(before, child=child, taken=taken, named=named)
     for child_id, flow in state.flows.items():
         if child_id not in kept:
             _end(flow, actions)
-    return replace(state, flows=kept)
+    usable = tuple(keyed for keyed in back if keyed.own_offer in state.own_holds)
+    if usable:
+        actions.append(InstallOutbound(usable))
+    must_answer = state.must_answer or len(usable) < len(back)
+    return replace(state, flows=kept, must_answer=must_answer)
 
 
 def _end(flow: FlowState, actions: list[Action]) -> None:
@@ -344,6 +352,7 @@ def _peer_confirmed(
     actions: list[Action],
 ) -> PairState:
     sends: dict[ChildId, set[Spi]] = {}
+    receives = {keyed.child: keyed for keyed in event.receives}
     for child, spi in event.sends:
         sends.setdefault(child, set()).add(spi)
     state = replace(
@@ -351,7 +360,7 @@ def _peer_confirmed(
         heard=event.sequence,
         flows={
             child: flows.peer_sends(
-                flow,
+                replace(flow, named=receives.get(child) if flow.taken else None),
                 sends=frozenset(sends.get(child, ())),
                 heard=event.heard,
                 now=now,
