@@ -90,7 +90,7 @@ def test_status_tells_of_ike_sas_in_charons_words(
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     row = lines[lines.index("") + 2]
     assert row.endswith(
-        "ESTABLISHED db2 2m 5s 2h 0m AES_GCM_16/CURVE_25519/PPK 0000c00b 0000c00a, "
+        "ESTABLISHED db2 2m 5s 2h AES_GCM_16/CURVE_25519/PPK 0000c00b 0000c00a, "
         "0000c00d 0000c00c (peer's), 0000c00f 0000c00e (rekeyed) "
         "no trusted ED25519 public key found for 'db2'"
     )
