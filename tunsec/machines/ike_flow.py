@@ -225,7 +225,8 @@ def best_outbound(flow: IkeFlow, doubted: frozenset[int], now: Instant) -> Spi |
     found = [
         (one.ike not in doubted, one.own, one.since, one.spi_out)
         for one in flow.held
-        if one.state is not ChildState.DELETING and (one.own or stands(one, now))
+        if one.state is not ChildState.DELETING
+        and (one.own or one.spi_out == flow.pinned or stands(one, now))
     ]
     if found:
         return max(found)[3]

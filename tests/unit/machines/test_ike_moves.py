@@ -1,10 +1,11 @@
-"""The IKE machine when directory keying takes its flow: whatever charon tells after that drains."""
+"""The IKE machine when a flow moves: what charon tells late, or tells again."""
 
 from dataclasses import replace
 
-from tests.unit.machines.one_connection import OneConnection
+from tests.unit.machines.one_connection import AEAD, OneConnection, ike_children
 from tunsec.machines.facts import ChildrenChanged, OutboundTaken
-from tunsec.machines.ike_facts import CharonReady
+from tunsec.machines.ike_facts import Adopted, CharonReady, KernelSa
+from tunsec.machines.orders import BlockOutbound
 from tunsec.model.flow import Keying
 
 
@@ -32,3 +33,18 @@ def test_a_child_sa_that_was_on_its_way_comes_too_late() -> None:
     one.wait(30)
     assert (one.up, one.kernel, one.pinned) == ({}, {}, {})
     assert one.flow.empty
+
+
+def test_what_is_pinned_stays_pinned_when_charon_tells_of_it_anew() -> None:
+    """After a restart the SPs pin the peer's CHILD_SA, which is too young to be chosen afresh."""
+    one = OneConnection()
+    one.tell(ChildrenChanged(ike_children()))
+    one.make(one.child, own=False)
+    theirs = one.up[max(one.up)]
+    one.pinned[one.child] = theirs.spi_out
+    inbound, outbound = KernelSa(theirs.spi_in, AEAD), KernelSa(theirs.spi_out, AEAD)
+    one.silent = True
+    one.tell(Adopted(one.child, (inbound,), outbound), CharonReady())
+    assert one.flow.held
+    assert one.ordered(BlockOutbound) == []
+    assert one.pinned == {one.child: theirs.spi_out}
