@@ -5,11 +5,13 @@ import os
 import pty
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tunsec.cli.__main__ import main
+from tunsec.cli.doctor.examination import examine
 from tunsec.cli.doctor.finding import (
     Group,
     Verdict,
@@ -21,10 +23,12 @@ from tunsec.cli.doctor.finding import (
     told,
     warning,
 )
+from tunsec.cli.doctor.options import Options
 from tunsec.cli.doctor.part import Part
 from tunsec.cli.exits import Exit
 from tunsec.model.errors import PolicyError, Problem
 from tunsec.model.flow import Keying
+from tunsec.model.names import HostName
 from tunsec.policy.intent import parse_policy
 
 TOP = Path(__file__).parents[4]
@@ -89,6 +93,38 @@ def test_charon_is_looked_at_when_it_matters(
     (tmp_path / "policy.yaml").write_text(POLICY)
     assert "charon" not in groups()
     assert "charon" in groups("--host", "db2")
+
+
+def test_the_directory_is_looked_at_where_it_keys_something(
+    where: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def checks(*more: str) -> set[str]:
+        main(["doctor", "--json", *where, *more])
+        found = json.loads(capsys.readouterr().out)["findings"]
+        return {one["check"] for one in found if one["group"] == "host"}
+
+    assert "directory" in checks()
+    (tmp_path / "policy.yaml").write_text(POLICY)
+    assert "directory" in checks("--host", "db2")
+    assert "directory" not in checks("--host", "db3")
+    assert {"addresses", "identity", "tunnels", "clock"} <= checks("--host", "db3")
+
+
+def test_options_that_could_not_be_taken_are_told_first(tmp_path: Path) -> None:
+    options = Options(
+        host=HostName("db1"),
+        policy=tmp_path / "policy.yaml",
+        identity=tmp_path,
+        directory=tmp_path.as_uri(),
+        charon="unix:///run/charon.vici",
+        charon_wanted=False,
+        run=tmp_path,
+        state=tmp_path,
+        trouble="/etc/default/tunsecd: No closing quotation",
+    )
+    first = next(examine(options))
+    assert (first.verdict, first.found) == (Verdict.WARNING, options.trouble)
+    assert next(examine(replace(options, trouble=""))).check == "policy"
 
 
 def test_a_part_is_what_concerns_the_host() -> None:

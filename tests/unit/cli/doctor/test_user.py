@@ -2,6 +2,7 @@
 
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,24 @@ def test_files_are_opened_as_that_user_and_no_longer(tmp_path: Path) -> None:
     with pytest.raises(PermissionError), acting_as(NOBODY):
         secret.read_text()
     assert (os.geteuid(), os.getegid(), os.getgroups()) == before
+    assert os.getegid() == os.getgid()
     assert secret.read_text() == "x"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
+def test_groups_are_that_users_too(tmp_path: Path) -> None:
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder != Path("/"):
+            folder.chmod(folder.stat().st_mode | 0o011)
+    ours, roots = tmp_path / "ours", tmp_path / "roots"
+    for path, group in ((ours, 4242), (roots, 0)):
+        path.write_text("x")
+        os.chown(path, 0, group)
+        path.chmod(0o640)
+    with acting_as(replace(NOBODY, groups=(4242,))):
+        assert ours.read_text() == "x"
+        with pytest.raises(PermissionError):
+            roots.read_text()
 
 
 def test_who_is_not_root_stays(tmp_path: Path) -> None:
