@@ -209,11 +209,6 @@ class Charon:
         message = requests.encode_initiate(ike=ike, child=child, timeout_ms=int(seconds * 1000))
         return self._patient.ask(partial(self._wait_for, what, "initiate", message, seconds))
 
-    def rekey_child(self, ike: IkeRef, child_id: int) -> asyncio.Future[None]:
-        """Begin to replace a CHILD_SA; ChildRekeyed tells when it is done."""
-        what = f"rekeying CHILD_SA #{child_id} of {ike.name}"
-        return self._on_sa(what, "rekey", ike, {"child-id": str(child_id)})
-
     def rekey_ike(self, ike: IkeRef, *, reauth: bool = False) -> asyncio.Future[None]:
         """Begin to replace an IKE_SA, with new proof of identity when `reauth`."""
         message: Message = {"ike-id": str(ike.id), "reauth": "yes" if reauth else "no"}

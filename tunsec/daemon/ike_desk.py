@@ -74,7 +74,7 @@ from tunsec.model.ike_sa import (
 from tunsec.model.names import HostName, Reqid, Spi
 from tunsec.model.sa import Sa, SaId
 from tunsec.plan.ike_connection import IkeSetup, Slot, ike_connection, slots
-from tunsec.plan.ike_options import ignored_options
+from tunsec.plan.ike_options import ignored_options, orphaned_sas
 from tunsec.policy.intent import Intent
 from tunsec.ports import Clock, Entropy, Ike, Kernel
 
@@ -627,23 +627,14 @@ class IkeDesk:
     def _strays(
         self, connection: Connection, ikes: Sequence[IkeSa], kernel: Mapping[SaId, Sa]
     ) -> Iterable[Stray]:
-        children = [child for ike in ikes for child in ike.children]
-        busy = {child.reqid for child in children if child.keyed is None}
-        kept = {
-            spi
-            for child in children
-            if child.keyed is not None
-            for spi in (child.keyed.spi_in, child.keyed.spi_out)
-        }
-        by_reqid = {flow.child.reqid: flow.child for flow in connection.state.flows.values()}
-        for sa in kernel.values():
-            child = by_reqid.get(sa.reqid)
-            if child is None or sa.larval or sa.id.spi in kept or sa.reqid in busy:
-                continue
-            if self._is_directorys(sa.id) or sa.id.mark is not None:
-                continue
-            if sa.id.dst in (child.id.local, child.id.remote):
-                yield Stray(child.id, sa.id.spi, sa.id.dst == child.id.local, sa.aead)
+        """SAs of this connection's flows that charon does not keep, nor directory keying."""
+        by_reqid = {flow.child.reqid: flow.child.id for flow in connection.state.flows.values()}
+        for sa_id in orphaned_sas(kernel.values(), ikes, reqids=by_reqid.keys()):
+            sa = kernel[sa_id]
+            child = by_reqid[sa.reqid]
+            ends = (child.local, child.remote)
+            if sa_id.dst in ends and sa_id.mark is None and not self._is_directorys(sa_id):
+                yield Stray(child, sa_id.spi, sa_id.dst == child.local, sa.aead)
 
     def _seen_child(
         self,
