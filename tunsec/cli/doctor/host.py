@@ -59,9 +59,10 @@ def check_addresses(part: Part) -> Finding:
     wanted = part.host.addresses
     try:
         with HostLinks() as links:
-            missing = [address for address in wanted if address not in links.addresses()]
+            held = links.addresses()
     except TunsecError as error:
         return problem(HOST, "addresses", str(error), "tunsec needs rtnetlink")
+    missing = [address for address in wanted if address not in held]
     if missing:
         found = f"no device has {', '.join(map(str, missing))}, which the policy gives this host"
         remedy = "correct hosts in the policy, or configure the interface"
