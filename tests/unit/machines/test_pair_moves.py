@@ -1,0 +1,66 @@
+"""The pair machine when IKE takes its flow, and when the flow comes back."""
+
+from dataclasses import replace
+
+from tests.unit.machines.one_pair import OnePair
+from tunsec.machines.facts import ChildrenChanged, InboundTaken, OutboundTaken, OwnOffered
+from tunsec.machines.orders import BlockOutbound
+from tunsec.model.flow import Keying
+from tunsec.model.names import OfferSeq, Spi
+
+
+def taken() -> OnePair:
+    """A flow in use both ways, of which IKE has the SPs; its outbound SA has drained."""
+    one = OnePair().begin()
+    one.in_use()
+    one.pinned.clear()
+    one.tell(
+        ChildrenChanged((replace(one.flow.child, keying=Keying.IKE),)), OutboundTaken(one.child)
+    )
+    one.wait(5.0)
+    assert one.outbound == {}
+    return one
+
+
+def comes_back(one: OnePair) -> None:
+    """The policy has the directory key the flow again."""
+    one.tell(ChildrenChanged((replace(one.flow.child, keying=Keying.DIRECTORY),)))
+
+
+def test_what_ike_took_drains_and_is_never_blocked() -> None:
+    one = taken()
+    assert one.inbound, "the peer may send on it still"
+    one.tell(InboundTaken(one.child))
+    one.wait(30.0)
+    assert (one.inbound, one.flow.empty) == ({}, True)
+    assert not any(isinstance(order, BlockOutbound) for order in one.orders)
+
+
+def test_what_the_peer_names_meanwhile_is_used_when_the_flow_comes_back() -> None:
+    one = taken()
+    one.confirmed(receives=[(one.child, 0x9002)], sends=list(one.inbound))
+    assert one.outbound == {}, "IKE has the SPs"
+    comes_back(one)
+    assert list(one.outbound) == [0x9002]
+    assert one.pinned == {one.child: Spi(0x9002)}
+
+
+def test_what_the_peer_names_no_more_is_not_used() -> None:
+    one = taken()
+    one.confirmed(receives=[(one.child, 0x9002)], sends=list(one.inbound))
+    one.confirmed(sends=list(one.inbound))
+    comes_back(one)
+    assert one.outbound == {}
+
+
+def test_a_peer_that_named_what_cannot_be_used_any_more_is_told_so() -> None:
+    one = OnePair().begin()
+    one.tell(
+        ChildrenChanged((replace(one.flow.child, keying=Keying.IKE),)), OutboundTaken(one.child)
+    )
+    one.confirmed(receives=[(one.child, 0x9002)], heard=0)
+    one.tell(OwnOffered(OfferSeq(3), frozenset({OfferSeq(3)})))
+    records = len(one.records)
+    comes_back(one)
+    assert one.outbound == {}
+    assert [record.heard for record in one.records[records:]] == [one.sequence]
