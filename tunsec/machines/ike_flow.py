@@ -172,6 +172,9 @@ class IkeFlow:
     rekeys: int = 0
     taken: bool = False
     """Another keying has the outbound SPs: nothing new is made, what is there drains."""
+    back_since: Instant | None = None
+    """When it was given back. CHILD_SAs of before are not sent on again: the peer may have lost
+    them since, and would have nothing to tell it by."""
 
     @property
     def active(self) -> HeldChild | None:
@@ -227,6 +230,7 @@ def best_outbound(flow: IkeFlow, doubted: frozenset[int], now: Instant) -> Spi |
         for one in flow.held
         if one.state is not ChildState.DELETING
         and (one.own or one.spi_out == flow.pinned or stands(one, now))
+        and not _of_before(flow, one)
     ]
     if found:
         return max(found)[3]
@@ -252,8 +256,14 @@ def lacks_own(flow: IkeFlow, doubted: frozenset[int]) -> bool:
         one.own
         and one.ike not in doubted
         and one.state in (ChildState.INSTALLED, ChildState.ACTIVE)
+        and not _of_before(flow, one)
         for one in flow.held
     )
+
+
+def _of_before(flow: IkeFlow, one: HeldChild) -> bool:
+    """Whether another keying had the flow since a CHILD_SA was made."""
+    return flow.back_since is not None and one.since < flow.back_since
 
 
 def free_slot(flow: IkeFlow) -> int | None:
@@ -383,13 +393,15 @@ def supersede_spares(flow: IkeFlow, now: Instant) -> IkeFlow:
     """CHILD_SAs of ours beside the one in use drain, also those that an earlier life or an earlier
     link to charon left."""
     active = flow.active
-    if active is None or not active.own:
-        return flow
+    replaced = active is not None and active.own
     return replace(
         flow,
         held=tuple(
             _superseded(one, flow, now)
-            if one.own and one is not active and one.state is ChildState.INSTALLED
+            if one.own
+            and one is not active
+            and one.state is ChildState.INSTALLED
+            and (replaced or _of_before(flow, one))
             else one
             for one in flow.held
         ),

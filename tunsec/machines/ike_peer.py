@@ -333,7 +333,9 @@ def _children_changed(
     kept: dict[ChildId, IkeFlow] = {}
     for child in event.children:
         flow = flows.change_child(state.flows.get(child.id, IkeFlow(child)), child, now, fraction)
-        kept[child.id] = replace(flow, taken=flow.taken and child.keying is not Keying.IKE)
+        if flow.taken and child.keying is Keying.IKE:
+            flow = replace(flow, taken=False, back_since=now)
+        kept[child.id] = flow
     for child_id, flow in state.flows.items():
         if child_id not in kept:
             _end(flow, actions)
