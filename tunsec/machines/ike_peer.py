@@ -514,8 +514,13 @@ def _judge_attempt(flow: IkeFlow, event: Listed, now: Instant, fraction: float) 
 
 
 def _ike_up(state: IkeState, ike: KnownIke) -> IkeState:
-    """Both have proven who they are. A fresh IKE_SA of the peer can cast doubt on older ones."""
+    """Both have proven who they are. A fresh IKE_SA of the peer can cast doubt on older ones.
+
+    Where there was none, what failed until now failed for want of the peer, and waits no longer.
+    """
     before = doubted(state)
+    if not state.ikes:
+        state = _on_flows(state, lambda flow: replace(flow, retry_at=None))
     reauth_after = state.reauth_after
     state = replace(
         state,

@@ -82,6 +82,26 @@ def test_the_other_host_follows_at_once() -> None:
     assert one.phase is Phase.INSTALLED
 
 
+def test_it_follows_at_once_though_the_peer_was_away_for_long() -> None:
+    one = OneConnection(first=False, silent=True).begin()
+    one.wait(100)
+    assert one.flow.failures > 4
+    one.silent, tried = False, len(one.ordered(Initiate))
+    one.peer_comes_anew()
+    assert len(one.ordered(Initiate)) == tried + 1
+    assert one.phase is Phase.INSTALLED
+
+
+def test_a_second_ike_sa_is_no_reason_to_try_sooner() -> None:
+    one = OneConnection().begin()
+    one.peer_sends()
+    one.silent = True
+    one.wait(60)
+    tried = len(one.ordered(Initiate))
+    one.peer_comes_anew()
+    assert len(one.ordered(Initiate)) == tried
+
+
 def test_a_rekey_pins_the_new_one_and_drains_the_old() -> None:
     one = OneConnection().begin()
     one.peer_sends()
