@@ -134,6 +134,16 @@ class Laws:
             if self._owners.get(int(sa.src)) == peer.name and is_our_sa(sa)
         )
 
+    def may_forget(self, host: "SimHost") -> None:
+        """A daemon starts: what charon made meanwhile for children that the policy no longer has
+        goes."""
+        reqids = {child.reqid for child in host.scope.children}
+        self.excuse(
+            sa_id
+            for sa_id, sa in host.kernel.all_sas()
+            if host.kernel.made_by_others(sa_id) and sa.reqid not in reqids
+        )
+
     def may_open(self, host: "SimHost", scope: Scope) -> None:
         """An admin releases flows."""
         self.may_drop(host, scope)

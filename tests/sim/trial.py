@@ -86,12 +86,16 @@ def play(world: World, chaos: Chaos, played: Stage, dice: random.Random) -> None
         world.apply(host, played.intent)
     world.run_until(world.protected, BACK_WITHIN)
     world.run(dice.uniform(0.0, 3.0))
+    stream = Stream(world, pause=1.0)  # that a peer has moved to IKE is heard by its packets
+    if played.quiet.uses_ike:
+        stream.start()
     for host in world.hosts.values():
         world.apply(host, played.quiet)
     world.run_until(world.settled, SETTLED_WITHIN, look=1.0)
     if played.quiet.uses_ike:
         world.run(FAREWELL)  # a pair whose last flow went over to IKE says so for a while
         world.run_until(world.settled, SETTLED_WITHIN, look=1.0)
+        stream.stop()
     nothing_missing_nothing_left(world)
     if dice.random() < 0.3 and not played.quiet.uses_ike:
         _one_is_revoked(world, dice)
