@@ -225,8 +225,9 @@ class CharonLink:
     async def _take_back(self) -> None:
         for name in await self._charon.loaded_connections():
             await self._charon.unload_connection(name)
+        # Also one that was rekeyed while its end was ordered, with all it carries.
         for ike in await self._charon.sas():
-            if ike.name.startswith(NAME_PREFIX) and not ike.children:
+            if ike.name.startswith(NAME_PREFIX):
                 await self._charon.terminate_ike(ike.ref, force=True)
         await self._unload(set(), set())
         await self._unload_own_key()
