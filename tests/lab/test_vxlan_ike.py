@@ -25,6 +25,8 @@ AT_ONCE = 0.1
 """Seconds between the two sides' rekeys that count as at the same time."""
 SAS = 8
 """In the kernel of a host at rest: two families, two senders, two directions."""
+SPS = 4
+"""That protect: two families, two directions."""
 
 
 @pytest.fixture
@@ -96,7 +98,11 @@ def leftovers(cluster: Cluster, host: Host) -> str:
         if flow.state != "INSTALLED" or senders != [False, True]:
             return f"{flow.state}, {flow.ike}"
     sas = host.run(["ip", "-o", "xfrm", "state"]).stdout.splitlines()
-    return "" if len(sas) == SAS else f"{len(sas)} SAs"
+    sps = host.run(["ip", "-o", "xfrm", "policy"]).stdout.splitlines()
+    protecting = [line for line in sps if "tmpl" in line]
+    if (len(sas), len(protecting)) == (SAS, SPS):
+        return ""
+    return f"{len(sas)} SAs, {len(protecting)} SPs that protect"
 
 
 def lost(running: list[Probe]) -> list[int]:

@@ -45,6 +45,8 @@ ONE_WAY: Final = Seconds(3.0)
 a charon without tunsec, which sends on ours."""
 SHORT_LIVED: Final = Seconds(10.0)
 """A CHILD_SA that ends younger than this is no success: the next try waits."""
+LEAST_DRAIN: Final = Seconds(0.5)
+"""Longer than a packet is on its way, on a busy host too."""
 DELETE_AGAIN: Final = Seconds(5.0)
 """When charon is asked again to delete a CHILD_SA of whose end it has not told."""
 LOOK_AFTER: Final = Seconds(1.0)
@@ -364,7 +366,9 @@ def _superseded(one: HeldChild, flow: IkeFlow, now: Instant) -> HeldChild:
 
 
 def _drain(flow: IkeFlow) -> Seconds:
-    return max(inbound_drain(flow.child), outbound_drain(flow.child))
+    """We see what comes in on a CHILD_SA, not what the peer still has to take of ours: two of
+    these spans pass before one is deleted."""
+    return max(LEAST_DRAIN, inbound_drain(flow.child), outbound_drain(flow.child))
 
 
 def unpin(flow: IkeFlow) -> IkeFlow:

@@ -24,8 +24,8 @@ OLDEST_CHARON: Final = (6, 0)
 GIVES_UP_AFTER: Final = Seconds(4.0)
 """How long a charon with systemd/charon-tunsec.conf asks a silent peer again (3.6 s)."""
 
-SLOTS: Final = 2
-"""CHILD_SAs of one flow and sender at a time: one in use, and its predecessor or successor."""
+SLOTS: Final = 3
+"""CHILD_SAs of one flow and sender at a time: previous, current, next."""
 
 MAX_NAME: Final = 200
 """Section names have one byte for their length, and list-sas adds an id to a child's."""

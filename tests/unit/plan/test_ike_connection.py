@@ -18,6 +18,7 @@ from tunsec.model.ike import (
     MAX_NAME,
     MAX_NUMBER,
     NAME_PREFIX,
+    SLOTS,
     CertificateAuth,
     ConnectionId,
     IkeAuth,
@@ -164,7 +165,7 @@ def test_both_hosts_read_the_same_out_of_every_name(ids: list[ChildId]) -> None:
     ours = slots([replace(child(), id=one) for one in ids], A)
     mirrored = [replace(one, peer=A, local=one.remote, remote=one.local) for one in ids]
     theirs = slots([replace(child(), id=one) for one in mirrored], B)
-    assert len(ours) == 4 * len(ids), "two things have one name"
+    assert len(ours) == 2 * SLOTS * len(ids), "two things have one name"
     assert ours.keys() == theirs.keys()
     back = dict(zip(mirrored, ids, strict=True))
     assert ours == {
@@ -176,11 +177,11 @@ def test_both_hosts_read_the_same_out_of_every_name(ids: list[ChildId]) -> None:
 
 
 def test_a_child_has_a_name_for_each_sender_and_slot() -> None:
-    assert list(slots([child(tenant="red")], A).items()) == [
-        ("overlay.red.a.0", Slot(child(tenant="red").id, True, 0)),
-        ("overlay.red.a.1", Slot(child(tenant="red").id, True, 1)),
-        ("overlay.red.b.0", Slot(child(tenant="red").id, False, 0)),
-        ("overlay.red.b.1", Slot(child(tenant="red").id, False, 1)),
+    red = child(tenant="red")
+    assert list(slots([red], A).items()) == [
+        (f"overlay.red.{letter}.{slot}", Slot(red.id, letter == "a", slot))
+        for letter in "ab"
+        for slot in (0, 1, 2)
     ]
     assert child_name(child().id, sender=B, receiver=A, slot=1) == "overlay.b.1"
 
