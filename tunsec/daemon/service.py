@@ -352,12 +352,9 @@ class Service:
             self._give_credentials()
 
     def _load_psk(self, intent: Intent) -> Secret | None:
-        """The shared secret that the policy names; raises PolicyError."""
-        return (
-            None
-            if intent.ike.psk_file is None or not intent.uses_ike
-            else read_psk(Path(intent.ike.psk_file))
-        )
+        """The shared secret that the policy names; raises PolicyError. IKE may still carry flows
+        that the policy has given to the directory."""
+        return None if intent.ike.psk_file is None else read_psk(Path(intent.ike.psk_file))
 
     def _accept(self, known: KnownPolicy, intent: Intent, scope: Scope) -> None:
         """A policy is in force: remember it."""
