@@ -22,6 +22,8 @@ LONGEST_ANSWER = 0.02
 LONGEST_EVENT = 0.02
 LONGEST_HAND_OVER = 0.1
 """Seconds until charon has this host's credentials."""
+TRY_AGAIN = 2.0
+"""daemon/charon_link.py."""
 LONGEST_LOOK = 1.0
 """Seconds between two looks whether charon is there."""
 ALGORITHMS = Algorithms(
@@ -74,7 +76,7 @@ class CharonLink:
                 self._look()
         elif self.up:
             self._close()
-            self.charon.connections(done=self._answered(self._unload_all))
+            self._take_back()
             self.engine.on_charon_away("no flow of the policy is keyed by IKE")
 
     def lose(self, reason: str) -> None:
@@ -106,10 +108,22 @@ class CharonLink:
 
         self._soon(takes, ready)
 
+    def _take_back(self) -> None:
+        """Nothing of ours is to stay in charon."""
+        self.charon.connections(done=self._answered(self._unload_all))
+        self.charon.sas(done=self._answered(self._terminate_all))
+
     def _unload_all(self, names: Sequence[str] | TunsecError) -> None:
         if not isinstance(names, TunsecError) and not self.up:
             for name in names:
                 self.charon.unload(name, done=lambda error: None)
+
+    def _terminate_all(self, ikes: Sequence[IkeSa] | TunsecError) -> None:
+        """Until all are gone: one may be rekeyed while its end is ordered."""
+        if not isinstance(ikes, TunsecError) and ikes and not self.up:
+            for ike in ikes:
+                self.charon.terminate_ike(ike.ref, done=lambda error: None)
+            self._soon(TRY_AGAIN, self._take_back)
 
     def _close(self) -> None:
         self.up = False

@@ -134,16 +134,6 @@ class Laws:
             if self._owners.get(int(sa.src)) == peer.name and is_our_sa(sa)
         )
 
-    def may_forget(self, host: "SimHost") -> None:
-        """A daemon starts: what charon made meanwhile for children that the policy no longer has
-        goes."""
-        reqids = {child.reqid for child in host.scope.children}
-        self.excuse(
-            sa_id
-            for sa_id, sa in host.kernel.all_sas()
-            if host.kernel.made_by_others(sa_id) and sa.reqid not in reqids
-        )
-
     def may_open(self, host: "SimHost", scope: Scope) -> None:
         """An admin releases flows."""
         self.may_drop(host, scope)
@@ -192,11 +182,15 @@ class Laws:
             if sp.id.direction is SpDirection.OUT and is_our_sp(sp)
             for template in sp.templates
         }
+        scope = host.scope if host.engine is None else host.engine.scope
+        reqids = {child.reqid for child in scope.children}
         by_ike = set() if host.engine is None else host.engine.ike.reqids()
         for sa_id, sa, key in host.kernel.keyed_sas():
             owner = self._owners.get(int(sa_id.dst))
             if owner == host.name:
                 sas.inbound[int(sa_id.dst), sa_id.spi] = key
+                if sa.reqid not in reqids and host.kernel.made_by_others(sa_id):
+                    self._excused.add(sa_id)  # the policy does not want what charon made, it goes
             elif owner is not None and is_our_sa(sa) and sa_id not in self._excused:
                 spare = host.kernel.made_by_others(sa_id) or sa.reqid in by_ike
                 if spare and (sa_id.dst, sa_id.spi) not in pinned:

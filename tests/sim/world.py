@@ -191,7 +191,6 @@ class World:
         ports = Ports(host.kernel, host.guard, NoLinks(), directory, clock, entropy, host.link)
         host.engine = Engine(host=host.name, ports=ports, post=post)
         host.on_start(host)
-        self.laws.may_forget(host)
         if not self._with_engine(host, lambda engine: engine.start(host.scope)):
             self.crash(host)  # a daemon that cannot close does not run on
         else:
