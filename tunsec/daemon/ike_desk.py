@@ -650,7 +650,8 @@ class IkeDesk:
             return None
         name = (child.id, keyed.spi_in)
         # A CHILD_SA goes by what was asked when it was made; what is asked now, its successor has.
-        asked = connection.made.get(name) or connection.asked.get(child.name)
+        now_asked = connection.asked.get(child.name)
+        asked = connection.made.get(name, now_asked)
         local, remote = connection.id.local, connection.id.remote
         if asked is None:
             ignored = ""  # of an earlier life: it is held against the kernel when it is loaded
@@ -670,6 +671,7 @@ class IkeDesk:
             keyed.aead,
             ignored,
             float(keyed.installed_for),
+            outdated=asked != now_asked,
         )
 
     def _read(self, connection: Connection, child: ChildSa) -> dict[SaId, Sa]:

@@ -82,6 +82,8 @@ class SeenChild:
     ignored: str = ""
     age: float = 0.0
     """Seconds since it was installed."""
+    outdated: bool = False
+    """It is as it was asked for, and the policy has asked for something else since."""
 
 
 @dataclass(frozen=True, slots=True)

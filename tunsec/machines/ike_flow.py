@@ -277,15 +277,11 @@ def free_slot(flow: IkeFlow) -> int | None:
 # What happens
 
 
-def change_child(flow: IkeFlow, child: Child, now: Instant, fraction: float) -> IkeFlow:
-    """The policy asks for something else: the CHILD_SA in use goes on until its successor is there,
-    soon."""
-    same = replace(flow.child, keying=child.keying) == child
-    if same or not any(one.own for one in flow.held):
-        return replace(flow, child=child)
-    soon = Instant(now + min(child.rekey.after, RENEWED_WITHIN) * fraction)
-    rekey_at = soon if flow.rekey_at is None else min(flow.rekey_at, soon)
-    return replace(flow, child=child, rekey_at=rekey_at)
+def renew_soon(flow: IkeFlow, now: Instant, fraction: float) -> IkeFlow:
+    """A CHILD_SA of ours is not what the policy asks for now: it goes on until its successor is
+    there."""
+    soon = Instant(now + min(flow.child.rekey.after, RENEWED_WITHIN) * fraction)
+    return replace(flow, rekey_at=soon if flow.rekey_at is None else min(flow.rekey_at, soon))
 
 
 def add_child(flow: IkeFlow, seen: SeenChild, *, since: Instant) -> IkeFlow:

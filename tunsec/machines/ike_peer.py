@@ -238,7 +238,7 @@ def _take(
         case TimerFired():
             return _timer_fired(state, now, fraction, actions)
         case ChildrenChanged():
-            return _children_changed(state, event, now, fraction, actions)
+            return _children_changed(state, event, now, actions)
         case Adopted():
             return _adopted(state, event)
         case CharonReady():
@@ -324,15 +324,11 @@ def _fresh(state: IkeState) -> IkeState:
 
 
 def _children_changed(
-    state: IkeState,
-    event: ChildrenChanged,
-    now: Instant,
-    fraction: float,
-    actions: list[Action],
+    state: IkeState, event: ChildrenChanged, now: Instant, actions: list[Action]
 ) -> IkeState:
     kept: dict[ChildId, IkeFlow] = {}
     for child in event.children:
-        flow = flows.change_child(state.flows.get(child.id, IkeFlow(child)), child, now, fraction)
+        flow = replace(state.flows.get(child.id, IkeFlow(child)), child=child)
         if flow.taken and child.keying is Keying.IKE:
             flow = replace(flow, taken=False, back_since=now)
         kept[child.id] = flow
@@ -574,6 +570,8 @@ def _child_up(
     flow = flows.add_child(flow, seen, since=since)
     if seen.own:
         flow = flows.own_is_up(flow, seen.slot, since=since, fraction=fraction)
+        if seen.outdated:
+            flow = flows.renew_soon(flow, now, fraction)
     if flow.taken:
         flow = flows.take(flow, now)  # too late, or told of again: it drains as the others do
     state = _with(state, flow)
