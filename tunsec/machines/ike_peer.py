@@ -62,8 +62,9 @@ HELP_AFTER: Final = Seconds(2.0)
 """The host with the higher name waits this long for the other's first IKE_SA."""
 DOUBT_AFTER: Final = Seconds(5.0)
 """The peer makes an IKE_SA beside one that is younger than this only because both began at once."""
-LIST_EVERY: Final = Seconds(60.0)
-"""charon tells of changes; this finds what was missed."""
+LIST_EVERY: Final = Seconds(300.0)
+"""charon tells of changes; this finds what was missed, as seldom as the kernel is dumped for that:
+a list tells of all peers, and each connection asks for one."""
 LIST_AGAIN: Final = Seconds(2.0)
 LOAD_AGAIN: Final = Seconds(2.0)
 EMPTY_FOR: Final = Seconds(10.0)
