@@ -163,8 +163,9 @@ class Laws:
             if not (by_others and host.guard.drops_clear(packet)):
                 way = "out of" if outbound else "into"
                 self._break(f"law 1: {packet} goes {way} {host.name} in clear")
-        if not leaks:
-            host.tampered = False
+        if host.tampered and not leaks:
+            held = {sp.id for sp in host.kernel.spd()}
+            host.tampered = any(sp.id not in held for sp in scope.blocks)
 
     # Law 2
 
