@@ -216,9 +216,11 @@ class IkeDesk:
             self._tell(connection.id, ChildrenChanged(mine))
         self.work()
         self._children = now
-        for connection_id in list(self._connections):
-            if connection_id not in wanted:
-                self._shut(connection_id)
+        gone = [one for one in self._connections if one not in wanted]
+        for connection_id in gone:
+            self._shut(connection_id)
+        if gone:
+            self._look_at_strangers()
 
     def _open(self, connection_id: ConnectionId) -> None:
         first = self._host < connection_id.peer
@@ -552,14 +554,15 @@ class IkeDesk:
         self._wake()
 
     def _look_at_strangers(self) -> None:
-        """An IKE_SA came up for a connection that is gone: once charon lists it, the CHILD_SA that
-        came with it is there too, if any did."""
+        """A connection is gone, and its IKE_SAs end, unless they carry what the peer may send on:
+        a CHILD_SA of which we have not heard yet. Once charon lists an IKE_SA, those that came with
+        it are there too."""
 
         def done(answer: Sequence[IkeSa] | TunsecError) -> None:
             if not isinstance(answer, TunsecError):
                 self._end_strangers(answer)
 
-        if self._ike is not None:
+        if self._setup is not None and self._ike is not None:
             self._ike.sas(done=done)
 
     def _end_strangers(self, ikes: Sequence[IkeSa]) -> None:
