@@ -354,8 +354,11 @@ class IkeDesk:
     def _count(self, ike: IkeSa, child: ChildSa) -> None:
         """What a CHILD_SA carried stays in the sums when it is gone."""
         connection = self._connection(ike.name)
-        slot = connection.slots.get(child.name) if connection is not None else None
-        if slot is None or child.keyed is None:
+        if connection is None or child.keyed is None:
+            return
+        connection.made.pop((child.id, child.keyed.spi_in), None)
+        slot = connection.slots.get(child.name)
+        if slot is None:
             return
         tally = self._tallies.get(slot.child, Tally())
         for traffic, inbound in ((child.keyed.inbound, True), (child.keyed.outbound, False)):
