@@ -101,7 +101,7 @@ def _charon(world: World, host: SimHost) -> Iterator[str]:
     if engine is None or link is None or not link.used:
         return  # a daemon that never had to do with charon leaves an earlier life's there
     connections = list(engine.ike.connections)
-    if host.charon.loaded != {one.id.name for one in connections}:
+    if host.charon.loaded.keys() != {one.id.name for one in connections}:
         yield f"charon has connections {sorted(host.charon.loaded)}"
     known = {
         (held.ike, held.id, held.spi_in, held.spi_out)

@@ -14,7 +14,7 @@ from tests.sim.kernel import FakeKernel
 from tunsec.model.clock import Instant
 from tunsec.model.errors import Refused, TunsecError, Unavailable
 from tunsec.model.event import KernelEvent
-from tunsec.model.ike import IkeConnection
+from tunsec.model.ike import NAME_PREFIX, IkeConnection
 from tunsec.model.ike_sa import IkeRef, IkeSa
 from tunsec.model.names import Address
 from tunsec.ports import Done
@@ -57,9 +57,10 @@ class FakeCharon:
         return self._life is not None and self._life.frozen
 
     @property
-    def loaded(self) -> set[str]:
-        """Names of its connections, as the simulation sees them."""
-        return set() if self._life is None else set(self._life.connections)
+    def loaded(self) -> dict[str, IkeConnection]:
+        """Its connections by name, as the simulation sees them."""
+        known = {} if self._life is None else self._life.connections
+        return {name: one.connection for name, one in known.items()}
 
     @property
     def ikes(self) -> list[IkeEnd]:
@@ -131,11 +132,11 @@ class FakeCharon:
         self._command(act, done)
 
     def connections(self, *, done: Callable[[Sequence[str] | TunsecError], None]) -> None:
-        """Names of its connections."""
+        """Names of its connections that are tunsec's."""
         found: list[str] = []
 
         def act(life: IkeKeeper) -> None:
-            found.extend(life.connections)
+            found.extend(name for name in life.connections if name.startswith(NAME_PREFIX))
 
         self._command(act, lambda error: done(found if error is None else error))
 

@@ -9,7 +9,7 @@ from tests.sim.charon import FakeCharon
 from tunsec.daemon.engine import Engine
 from tunsec.model.aead import Aead
 from tunsec.model.errors import Bug, TunsecError
-from tunsec.model.ike import IkeConnection, PskAuth
+from tunsec.model.ike import NAME_PREFIX, IkeConnection, PskAuth
 from tunsec.model.ike_sa import Algorithms, IkeEvent, IkeRef, IkeSa
 from tunsec.plan.ike_connection import IkeSetup
 from tunsec.ports import Done
@@ -120,9 +120,12 @@ class CharonLink:
 
     def _terminate_all(self, ikes: Sequence[IkeSa] | TunsecError) -> None:
         """Until all are gone: one may be rekeyed while its end is ordered."""
-        if not isinstance(ikes, TunsecError) and ikes and not self.up:
-            for ike in ikes:
-                self.charon.terminate_ike(ike.ref, done=lambda error: None)
+        if isinstance(ikes, TunsecError) or self.up:
+            return
+        ours = [ike for ike in ikes if ike.name.startswith(NAME_PREFIX)]
+        for ike in ours:
+            self.charon.terminate_ike(ike.ref, done=lambda error: None)
+        if ours:
             self._soon(TRY_AGAIN, self._take_back)
 
     def _close(self) -> None:
@@ -158,7 +161,7 @@ class CharonLink:
         self.charon.unload(name, done=self._answered(done))
 
     def connections(self, *, done: Callable[[Sequence[str] | TunsecError], None]) -> None:
-        """Names of its connections."""
+        """Names of its connections that are tunsec's."""
         self.charon.connections(done=self._answered(done))
 
     def initiate(self, connection: str, child: str, *, done: Done) -> None:
