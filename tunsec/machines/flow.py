@@ -54,8 +54,8 @@ class FlowState:
     failures: int = 0
     taken: bool = False
     """Another keying has the outbound SPs: nothing new is made, what is there drains."""
-    named: Keyed | None = None
-    """What the peer receives on meanwhile, should the flow come back."""
+    passed_over: bool = False
+    """The peer named an SA meanwhile, and waits for us to take it."""
 
     @property
     def empty(self) -> bool:

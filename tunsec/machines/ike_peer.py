@@ -337,8 +337,7 @@ def _children_changed(
         if child_id not in kept:
             _end(flow, actions)
     if not kept:
-        actions += [TerminateIke(ike_id) for ike_id in state.ikes]
-        state = replace(state, ikes={})
+        state = replace(state, ikes={})  # who gives the connection up looks what they carry
     if [flow.child for flow in state.flows.values()] == [*event.children]:
         return replace(state, flows=kept)
     return replace(

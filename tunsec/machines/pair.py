@@ -268,23 +268,19 @@ def _retries_due(state: PairState, now: Instant) -> PairState:
 
 def _children_changed(state: PairState, event: ChildrenChanged, actions: list[Action]) -> PairState:
     kept: dict[ChildId, FlowState] = {}
-    back: list[Keyed] = []
+    must_answer = state.must_answer
     for child in event.children:
         before = state.flows.get(child.id)
         if before is None:
             before = FlowState(child)
         taken = before.taken and child.keying is not Keying.DIRECTORY
-        if before.named is not None and not taken:
-            back.append(before.named)
-        named = before.named if taken else None
-        kept[child.id] = replace(before, child=child, taken=taken, named=named)
+        # What was not used at once is never used: the peer is told, and names another.
+        must_answer = must_answer or (before.passed_over and not taken)
+        passed_over = before.passed_over and taken
+        kept[child.id] = replace(before, child=child, taken=taken, passed_over=passed_over)
     for child_id, flow in state.flows.items():
         if child_id not in kept:
             _end(flow, actions)
-    usable = tuple(keyed for keyed in back if keyed.own_offer in state.own_holds)
-    if usable:
-        actions.append(InstallOutbound(usable))
-    must_answer = state.must_answer or len(usable) < len(back)
     return replace(state, flows=kept, must_answer=must_answer)
 
 
@@ -352,7 +348,7 @@ def _peer_confirmed(
     actions: list[Action],
 ) -> PairState:
     sends: dict[ChildId, set[Spi]] = {}
-    receives = {keyed.child: keyed for keyed in event.receives}
+    named = {keyed.child for keyed in event.receives}
     for child, spi in event.sends:
         sends.setdefault(child, set()).add(spi)
     state = replace(
@@ -360,7 +356,7 @@ def _peer_confirmed(
         heard=event.sequence,
         flows={
             child: flows.peer_sends(
-                replace(flow, named=receives.get(child) if flow.taken else None),
+                replace(flow, passed_over=flow.taken and (flow.passed_over or child in named)),
                 sends=frozenset(sends.get(child, ())),
                 heard=event.heard,
                 now=now,
@@ -369,12 +365,12 @@ def _peer_confirmed(
             for child, flow in state.flows.items()
         },
     )
-    named = [keyed for keyed in event.receives if not _needs_none(state, keyed)]
-    usable = tuple(keyed for keyed in named if keyed.own_offer in state.own_holds)
+    needed = [keyed for keyed in event.receives if not _needs_none(state, keyed)]
+    usable = tuple(keyed for keyed in needed if keyed.own_offer in state.own_holds)
     if usable:
         # Children we do not have are among them: once refused, an SA is refused for good.
         actions.append(InstallOutbound(usable))
-    return replace(state, must_answer=state.must_answer or len(usable) < len(named))
+    return replace(state, must_answer=state.must_answer or len(usable) < len(needed))
 
 
 def _needs_none(state: PairState, keyed: Keyed) -> bool:

@@ -7,6 +7,7 @@ from tunsec.machines.facts import ChildrenChanged, OutboundTaken
 from tunsec.machines.ike_facts import Adopted, CharonReady, KernelSa
 from tunsec.machines.orders import BlockOutbound
 from tunsec.model.flow import Keying
+from tunsec.model.ike import SLOTS
 
 
 def taken() -> OneConnection:
@@ -48,3 +49,17 @@ def test_what_is_pinned_stays_pinned_when_charon_tells_of_it_anew() -> None:
     assert one.flow.held
     assert one.ordered(BlockOutbound) == []
     assert one.pinned == {one.child: theirs.spi_out}
+
+
+def test_a_charon_that_tells_again_in_the_middle_of_rekeys_leaves_slots_for_more() -> None:
+    one = OneConnection().begin(after="10s")
+    one.wait(1.0)
+    for slot in range(1, SLOTS):
+        one.tell(*one.make(one.child, own=True, slot=slot))
+    assert len(one.up) == SLOTS
+    one.tell(CharonReady())
+    one.wait(5.0)
+    assert len(one.up) == 1
+    rekeys = one.flow.rekeys
+    one.wait(30.0)
+    assert one.flow.rekeys > rekeys

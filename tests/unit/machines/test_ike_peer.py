@@ -389,7 +389,7 @@ def test_a_child_that_leaves_takes_everything_with_it() -> None:
     one = OneConnection().begin()
     one.peer_sends()
     one.tell(ChildrenChanged(()))
-    assert (one.pinned, one.up, one.ikes) == ({}, {}, {})
+    assert (one.pinned, one.up) == ({}, {})
 
 
 def test_what_another_keying_took_drains_and_is_never_blocked() -> None:

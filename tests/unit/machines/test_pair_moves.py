@@ -3,10 +3,9 @@
 from dataclasses import replace
 
 from tests.unit.machines.one_pair import OnePair
-from tunsec.machines.facts import ChildrenChanged, InboundTaken, OutboundTaken, OwnOffered
+from tunsec.machines.facts import ChildrenChanged, InboundTaken, OutboundTaken
 from tunsec.machines.orders import BlockOutbound
 from tunsec.model.flow import Keying
-from tunsec.model.names import OfferSeq, Spi
 
 
 def taken() -> OnePair:
@@ -36,31 +35,23 @@ def test_what_ike_took_drains_and_is_never_blocked() -> None:
     assert not any(isinstance(order, BlockOutbound) for order in one.orders)
 
 
-def test_what_the_peer_names_meanwhile_is_used_when_the_flow_comes_back() -> None:
-    one = taken()
-    one.confirmed(receives=[(one.child, 0x9002)], sends=list(one.inbound))
-    assert one.outbound == {}, "IKE has the SPs"
-    comes_back(one)
-    assert list(one.outbound) == [0x9002]
-    assert one.pinned == {one.child: Spi(0x9002)}
-
-
-def test_what_the_peer_names_no_more_is_not_used() -> None:
-    one = taken()
-    one.confirmed(receives=[(one.child, 0x9002)], sends=list(one.inbound))
-    one.confirmed(sends=list(one.inbound))
-    comes_back(one)
-    assert one.outbound == {}
-
-
-def test_a_peer_that_named_what_cannot_be_used_any_more_is_told_so() -> None:
+def test_what_the_peer_named_meanwhile_is_told_to_be_passed_over_when_the_flow_comes_back() -> None:
+    """The peer removes at once what it sees declined, so it must not be used later."""
     one = OnePair().begin()
     one.tell(
         ChildrenChanged((replace(one.flow.child, keying=Keying.IKE),)), OutboundTaken(one.child)
     )
     one.confirmed(receives=[(one.child, 0x9002)], heard=0)
-    one.tell(OwnOffered(OfferSeq(3), frozenset({OfferSeq(3)})))
     records = len(one.records)
     comes_back(one)
     assert one.outbound == {}
     assert [record.heard for record in one.records[records:]] == [one.sequence]
+    one.confirmed(receives=[(one.child, 0x9003)], heard=0)
+    assert list(one.outbound) == [0x9003]
+
+
+def test_nothing_is_said_when_the_peer_named_nothing() -> None:
+    one = taken()
+    records = len(one.records)
+    comes_back(one)
+    assert len(one.records) == records
