@@ -19,6 +19,7 @@ from tunsec.machines.ike_facts import (
     Adopted,
     CharonAway,
     CharonReady,
+    CharonRenewed,
     ChildDown,
     ChildUp,
     IkeDown,
@@ -248,13 +249,13 @@ class IkeDesk:
         self._queue.appendleft((_connection_of(child), OutboundTaken(child)))
 
     def on_charon_ready(self, setup: IkeSetup) -> None:
-        """charon answers, and has our credentials."""
+        """charon answers, and has our credentials: for the first time, or anew."""
+        fact = CharonReady() if self._setup is None else CharonRenewed()
         self._setup, self._away = setup, ""
         for connection in self._connections.values():
             reauth_after = setup.rules.reauth_after
             connection.state = replace(connection.state, reauth_after=reauth_after)
-            connection.ikes.clear()
-            self._tell(connection.id, CharonReady())
+            self._tell(connection.id, fact)
         if self._ike is not None:
             self._ike.connections(done=self._unload_strangers)
 
@@ -269,6 +270,8 @@ class IkeDesk:
     def on_charon_away(self, reason: str) -> None:
         """charon cannot be used."""
         self._setup, self._away = None, reason
+        for connection in self._connections.values():
+            connection.ikes.clear()
         self._listing.clear()
         self._list_next.clear()
         for connection_id in self._connections:

@@ -14,6 +14,11 @@ class CharonReady(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class CharonRenewed(Event):
+    """charon has this host's credentials anew; what it holds is known."""
+
+
+@dataclass(frozen=True, slots=True)
 class CharonAway(Event):
     """charon cannot be used; what it put into the kernel may still be there."""
 

@@ -213,7 +213,8 @@ class IkeFlow:
         return self._has_inbound() or (at is not None and at <= now)
 
     def _has_inbound(self) -> bool:
-        return any(not one.own or one.heard for one in self.held) or any(
+        standing = [one for one in self.held if one.state is not ChildState.DELETING]
+        return any(not one.own or one.heard for one in standing) or any(
             stray.inbound for stray in self.strays
         )
 
@@ -301,6 +302,26 @@ def add_child(flow: IkeFlow, seen: SeenChild, *, since: Instant) -> IkeFlow:
     spis = {(seen.spi_in, True), (seen.spi_out, False)}
     strays = tuple(stray for stray in flow.strays if (stray.spi, stray.inbound) not in spis)
     return replace(flow, held=tuple(held), strays=strays)
+
+
+def add_unfit(flow: IkeFlow, seen: SeenChild, now: Instant) -> IkeFlow:
+    """A CHILD_SA of the peer is not as asked, and not used. It is deleted when the peer has it for
+    certain: told of one that it does not know yet, the peer would keep it alone."""
+    since = Instant(now - seen.age)
+    flow = add_child(flow, seen, since=since)
+    return replace(
+        flow,
+        held=tuple(
+            replace(
+                one,
+                state=CHILD.next(one.state, ChildFact.LOST),
+                check_at=Instant(max(now, since + SETTLED_AFTER)),
+            )
+            if (one.id, one.spi_in) == (seen.id, seen.spi_in)
+            else one
+            for one in flow.held
+        ),
+    )
 
 
 def own_is_up(flow: IkeFlow, slot: int, *, since: Instant, fraction: float) -> IkeFlow:

@@ -25,6 +25,7 @@ from tunsec.machines.ike_facts import (
     Adopted,
     CharonAway,
     CharonReady,
+    CharonRenewed,
     ChildDown,
     ChildUp,
     IkeDown,
@@ -77,6 +78,7 @@ IkeEvent = (
     | ChildrenChanged
     | Adopted
     | CharonReady
+    | CharonRenewed
     | CharonAway
     | LoadEnded
     | InitiateEnded
@@ -244,6 +246,8 @@ def _take(
             return _adopted(state, event)
         case CharonReady():
             return _charon_ready(state, now)
+        case CharonRenewed():
+            return _load_again(replace(state, list_at=now))
         case CharonAway(reason):
             return _charon_away(state, reason)
         case LoadEnded():
@@ -340,15 +344,8 @@ def _children_changed(
         state = replace(state, ikes={})  # who gives the connection up looks what they carry
     if [flow.child for flow in state.flows.values()] == [*event.children]:
         return replace(state, flows=kept)
-    return replace(
-        state,
-        flows=kept,
-        loaded=None,
-        outdated=state.loading is not None,
-        load_error="",
-        load_at=None,
-        turn_at=state.turn_at if state.flows else _turn(state, now),
-    )
+    turn_at = state.turn_at if state.flows else _turn(state, now)
+    return _load_again(replace(state, flows=kept, turn_at=turn_at))
 
 
 def _turn(state: IkeState, now: Instant) -> Instant | None:
@@ -376,6 +373,13 @@ def _adopted(state: IkeState, event: Adopted) -> IkeState:
             strays=(*flow.strays, *strays),
             pinned=event.outbound.spi if event.outbound is not None else None,
         ),
+    )
+
+
+def _load_again(state: IkeState) -> IkeState:
+    """What charon has of the connection is not what it should have."""
+    return replace(
+        state, loaded=None, outdated=state.loading is not None, load_error="", load_at=None
     )
 
 
@@ -473,10 +477,19 @@ def _listed(
     )
     known = {(one.id, one.spi_in) for flow in state.flows.values() for one in flow.held}
     for seen in event.children:
-        if (seen.id, seen.spi_in) not in known and seen.id not in ended:
+        if (seen.id, seen.spi_in) in known:
+            state = _told_again(state, seen, now, fraction)
+        elif seen.id not in ended:
             state = _child_up(state, seen, now, fraction, actions)
     state = _on_flows(state, lambda flow: flows.judge_strays(flow, event.strays))
     return _on_flows(state, lambda flow: _judge_attempt(flow, event, now, fraction), fresh=True)
+
+
+def _told_again(state: IkeState, seen: SeenChild, now: Instant, fraction: float) -> IkeState:
+    """charon still has it; the policy may not want it as it is any more."""
+    if not (seen.own and seen.outdated):
+        return state
+    return _on_flow(state, seen.child, lambda flow: flows.renew_soon(flow, now, fraction))
 
 
 def _list_again(state: IkeState, at: Instant) -> IkeState:
@@ -560,7 +573,11 @@ def _child_up(
     if flow is None or any(one.id == seen.id and one.spi_in == seen.spi_in for one in flow.held):
         return state
     if seen.ignored:
-        actions.append(TerminateChild(seen.ike, seen.id))
+        if seen.own:
+            actions.append(TerminateChild(seen.ike, seen.id))
+        else:
+            flow = flows.add_unfit(flow, seen, now)
+            state = _with(state, flow)
         attempt = flow.attempt
         failed = attempt is not None and seen.own and attempt.slot == seen.slot
         if failed or not seen.own:
