@@ -54,8 +54,9 @@ class FlowState:
     failures: int = 0
     taken: bool = False
     """Another keying has the outbound SPs: nothing new is made, what is there drains."""
-    passed_over: bool = False
-    """The peer named an SA meanwhile, and waits for us to take it."""
+    passed_over: frozenset[Spi] = frozenset()
+    """What the peer named meanwhile, and still names: used at once or never, for it removes what
+    it sees declined."""
 
     @property
     def empty(self) -> bool:

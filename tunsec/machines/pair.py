@@ -274,10 +274,9 @@ def _children_changed(state: PairState, event: ChildrenChanged, actions: list[Ac
         if before is None:
             before = FlowState(child)
         taken = before.taken and child.keying is not Keying.DIRECTORY
-        # What was not used at once is never used: the peer is told, and names another.
-        must_answer = must_answer or (before.passed_over and not taken)
-        passed_over = before.passed_over and taken
-        kept[child.id] = replace(before, child=child, taken=taken, passed_over=passed_over)
+        # The peer is told that what it named was passed over, and names another.
+        must_answer = must_answer or (bool(before.passed_over) and not taken)
+        kept[child.id] = replace(before, child=child, taken=taken)
     for child_id, flow in state.flows.items():
         if child_id not in kept:
             _end(flow, actions)
@@ -348,7 +347,7 @@ def _peer_confirmed(
     actions: list[Action],
 ) -> PairState:
     sends: dict[ChildId, set[Spi]] = {}
-    named = {keyed.child for keyed in event.receives}
+    named = {keyed.child: keyed.spi for keyed in event.receives}
     for child, spi in event.sends:
         sends.setdefault(child, set()).add(spi)
     state = replace(
@@ -356,7 +355,7 @@ def _peer_confirmed(
         heard=event.sequence,
         flows={
             child: flows.peer_sends(
-                replace(flow, passed_over=flow.taken and (flow.passed_over or child in named)),
+                _passing_over(flow, named.get(child)),
                 sends=frozenset(sends.get(child, ())),
                 heard=event.heard,
                 now=now,
@@ -366,11 +365,26 @@ def _peer_confirmed(
         },
     )
     needed = [keyed for keyed in event.receives if not _needs_none(state, keyed)]
-    usable = tuple(keyed for keyed in needed if keyed.own_offer in state.own_holds)
+    usable = tuple(
+        keyed
+        for keyed in needed
+        if keyed.own_offer in state.own_holds and not _passed_over(state, keyed)
+    )
     if usable:
         # Children we do not have are among them: once refused, an SA is refused for good.
         actions.append(InstallOutbound(usable))
     return replace(state, must_answer=state.must_answer or len(usable) < len(needed))
+
+
+def _passing_over(flow: FlowState, named: Spi | None) -> FlowState:
+    """Remember what the peer names while another keying has the SPs, as long as it names it."""
+    now = frozenset() if named is None else frozenset({named})
+    return replace(flow, passed_over=now if flow.taken else flow.passed_over & now)
+
+
+def _passed_over(state: PairState, keyed: Keyed) -> bool:
+    flow = state.flows.get(keyed.child)
+    return flow is not None and keyed.spi in flow.passed_over
 
 
 def _needs_none(state: PairState, keyed: Keyed) -> bool:

@@ -46,6 +46,8 @@ def test_what_the_peer_named_meanwhile_is_told_to_be_passed_over_when_the_flow_c
     comes_back(one)
     assert one.outbound == {}
     assert [record.heard for record in one.records[records:]] == [one.sequence]
+    one.confirmed(receives=[(one.child, 0x9002)], heard=0)
+    assert one.outbound == {}, "it may be gone by now"
     one.confirmed(receives=[(one.child, 0x9003)], heard=0)
     assert list(one.outbound) == [0x9003]
 
