@@ -18,6 +18,8 @@ def heard(*numbers: int) -> Tally:
 
 def test_in_order() -> None:
     assert heard(0, 1, 2).summary() == {
+        "highest": 2,
+        "holes": [],
         "received": 3,
         "duplicated": 0,
         "reordered": 0,
@@ -29,6 +31,7 @@ def test_in_order() -> None:
 def test_lost_duplicated_and_reordered() -> None:
     summary = heard(0, 3, 1, 1, 0, 7).summary()
     assert (summary["received"], summary["duplicated"], summary["reordered"]) == (4, 2, 1)
+    assert (summary["highest"], summary["holes"]) == (7, [(2, 1), (4, 3)])
 
 
 def test_any_order_counts_each_number_once_and_forgets_what_is_complete() -> None:
