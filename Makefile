@@ -42,10 +42,14 @@ lab: ## tests on the lab's kernel
 lab-virtual: ## days of operation in virtual time
 	@$(stage) lab-virtual
 
-bench: ## XFRM programming beside `ip -batch` and ready-made bytes
+bench: ## XFRM programming beside `ip -batch` and ready-made bytes; 1 and 100 peers, both keyings
 	@mkdir -p bench-results
-	@netns-lab/lab exec --timeout 20m --mount bench-results:/results -- \
-		python3 netns-lab/bench/xfrm_bench.py --json /results/xfrm.json
+	@failed=0; \
+	netns-lab/lab exec --timeout 20m --mount bench-results:/results -- \
+		python3 netns-lab/bench/xfrm_bench.py --json /results/xfrm.json || failed=1; \
+	netns-lab/lab exec --timeout 20m --memory 8G --mount bench-results:/results -- \
+		python3 netns-lab/bench/peers_bench.py --json /results/peers.json || failed=1; \
+	exit $$failed
 
 clean: ## remove what was made in the checkout (the lab's cache: netns-lab/lab clean)
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist bench-results

@@ -27,6 +27,9 @@ NESTED: Final = 0x8000
 HEADER: Final = struct.Struct("=IHHII")
 IFINFO: Final = struct.Struct("=BxHiII")
 RECEIVE_BYTES: Final = 1 << 16
+SO_RCVBUFFORCE: Final = 33
+QUEUE_BYTES: Final = 1 << 24
+"""A hundred hosts that come up tell of thousands of changes before anybody reads."""
 
 
 class LinkEvents:
@@ -36,6 +39,7 @@ class LinkEvents:
         self.netns = netns
         with inside(netns):
             self.socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+        self.socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, QUEUE_BYTES)
         self.socket.bind((0, RTMGRP_LINK))
 
     def __enter__(self) -> "LinkEvents":
