@@ -78,10 +78,11 @@ def lab(tunsec_name: str) -> Iterator[Lab]:
 
 @dataclass
 class Plain:
-    """A host with charon and without tunsec; `conf` is its swanctl.conf."""
+    """A host with charon and without tunsec; `conf` is its swanctl.conf. With a PSK it has no
+    `identity`."""
 
     host: Host
-    identity: Path
+    identity: Path | None
     conf: str
 
     def __post_init__(self) -> None:
@@ -91,13 +92,9 @@ class Plain:
     def set_up(self) -> None:
         """All that the page tells, in its order."""
         self.close()
-        for source, target in (
-            ("cert.pem", "x509/db2.pem"),
-            ("key.pem", "private/db2.pem"),
-            ("ca.pem", "x509ca/cluster.pem"),
-        ):
-            (self.folder / target).parent.mkdir(parents=True)
-            shutil.copy(self.identity / source, self.folder / target)
+        self.folder.mkdir()
+        if self.identity is not None:
+            copy_identity(self.identity, self.folder)
         (self.folder / "swanctl.conf").write_text(self.conf)
         self.start()
 
@@ -119,6 +116,17 @@ class Plain:
         """Packets that came in on a tunnel device."""
         shown = self.host.run(["ip", "-json", "-stats", "link", "show", "dev", device]).stdout
         return int(json.loads(shown)[0]["stats64"]["rx"]["packets"])
+
+
+def copy_identity(identity: Path, swanctl: Path) -> None:
+    """Put the files of an identity folder where swanctl looks for them."""
+    for source, target in (
+        ("cert.pem", "x509/db2.pem"),
+        ("key.pem", "private/db2.pem"),
+        ("ca.pem", "x509ca/cluster.pem"),
+    ):
+        (swanctl / target).parent.mkdir()
+        shutil.copy(identity / source, swanctl / target)
 
 
 class Both:
@@ -206,6 +214,7 @@ def test_with_a_psk(lab: Lab, watch: LeakWatch) -> None:
         ike=f"  {{auth: psk, psk_file: {secret}}}\n",
         extra=blocks("conf")[1].replace("PSK", PSK),
     )
+    both.plain.identity = None
     both.start()
     for source, _, address in both.ways():
         assert source.ping(address, count=20).lost == 0
