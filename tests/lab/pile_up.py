@@ -1,0 +1,61 @@
+"""What could pile up on the hosts of a cluster over a long time, counted and compared."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Final
+
+from tunsec_lab.cluster import Cluster
+from tunsec_lab.host import Host
+from tunsec_lab.process import Process
+
+SLACK_KIB: Final = 2048
+SLACK_SAS: Final = 4
+"""Of a rekey that is under way."""
+
+
+def piled_up(cluster: Cluster) -> Counter[str]:
+    """SAs, SPs, files, open files and memory, of each host."""
+    found: Counter[str] = Counter()
+    for host in cluster.lab.hosts.values():
+        count = {
+            "SAs": len(lines(host, "state")),
+            "SPs": len(lines(host, "policy")),
+            "state files": len(list(host.state_dir.iterdir())),
+        }
+        found.update({f"{host.name}: {name}": number for name, number in count.items()})
+        for name, process in programs(cluster, host).items():
+            found[f"{host.name}: open files of {name}"] = open_files(process.pid)
+            found[f"{host.name}: KiB of {name}"] = resident(process.pid)
+    found["directory files"] = sum(path.is_file() for path in cluster.directory.rglob("*"))
+    return found
+
+
+def assert_nothing_piled_up(early: Counter[str], late: Counter[str]) -> None:
+    """Raises unless there is as much of everything as before, but for the slack."""
+    for name, before in early.items():
+        slack = SLACK_KIB if "KiB" in name else SLACK_SAS if name.endswith(": SAs") else 0
+        assert late[name] <= before + slack, f"{name}: {before} then {late[name]}"
+
+
+def programs(cluster: Cluster, host: Host) -> dict[str, Process]:
+    """What runs on a host for a long time."""
+    found = {"tunsecd": cluster.daemons[host.name]}
+    if host.name in cluster.charons:
+        found["charon"] = cluster.charons[host.name].running
+    return found
+
+
+def lines(host: Host, what: str) -> list[str]:
+    """One of each SA (`state`) or SP (`policy`)."""
+    return host.run(["ip", "-o", "xfrm", what]).stdout.splitlines()
+
+
+def open_files(pid: int) -> int:
+    """Descriptors."""
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def resident(pid: int) -> int:
+    """VmRSS in KiB."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1])
