@@ -1,10 +1,10 @@
 """A day in virtual time: real kernel, real daemons, default rekey of an hour, a probe a second."""
 
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
+from tests.lab.pile_up import assert_nothing_piled_up, piled_up
 from tunsec_lab.capture import LeakWatch
 from tunsec_lab.cluster import Cluster
 from tunsec_lab.host import Host, Lab
@@ -53,40 +53,19 @@ def test_a_day_of_hourly_rekeys_loses_leaks_and_leaves_nothing() -> None:
             assert status.drift == type(status.drift)()
             assert not status.warnings
         print(f"after 2 h {early}\nafter 26 h {late}")
-        for name, before in early.items():
-            after = late[name]
-            slack = 2048 if "KiB" in name else 4 if "SAs" in name else 0
-            assert after <= before + slack, f"{name}: {before} then {after}"
+        assert_nothing_piled_up(early, late)
 
 
 def leftovers(cluster: Cluster) -> Counter[str]:
-    """What could pile up: SAs, SPs, files, open files, memory."""
-    found: Counter[str] = Counter()
-    for host in cluster.lab.hosts.values():
-        count = {
-            "SAs": len(lines(host, "state")),
-            "SPs": len(lines(host, "policy")),
-            "private keys": status_keys(cluster, host),
-            "open files": len(list(Path(f"/proc/{cluster.daemons[host.name].pid}/fd").iterdir())),
-            "KiB": resident(cluster.daemons[host.name].pid),
-            "state files": len(list(host.state_dir.iterdir())),
-        }
-        found.update({f"{host.name}: {name}": number for name, number in count.items()})
-    found["directory files"] = sum(path.is_file() for path in cluster.directory.rglob("*"))
-    return found
-
-
-def lines(host: Host, what: str) -> list[str]:
-    return host.run(["ip", "-o", "xfrm", what]).stdout.splitlines()
+    """What could pile up, private keys too."""
+    keys = {
+        f"{host.name}: private keys": status_keys(cluster, host)
+        for host in cluster.lab.hosts.values()
+    }
+    return piled_up(cluster) + Counter(keys)
 
 
 def status_keys(cluster: Cluster, host: Host) -> int:
     directory = cluster.status(host).directory
     assert directory is not None
     return directory.private_keys_held
-
-
-def resident(pid: int) -> int:
-    """VmRSS in KiB."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1])
