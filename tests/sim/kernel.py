@@ -387,6 +387,10 @@ class FakeKernel:
         held = self._sas.get(sa_id)
         return held is not None and held.by_others
 
+    def age_of(self, sa_id: SaId) -> float:
+        """Seconds since an SA was installed."""
+        return self._now() - self._sas[sa_id].added_at
+
     def key_of(self, sa_id: SaId) -> bytes | None:
         """Digest of an SA's key, or None when there is no such SA."""
         held = self._sas.get(sa_id)

@@ -8,6 +8,7 @@ from tests.sim.kernel import Packet
 from tunsec.daemon.scope import Scope
 from tunsec.machines import ike_peer, pair
 from tunsec.model.flow import Keying
+from tunsec.model.ike import GIVES_UP_AFTER
 from tunsec.model.names import HostName
 from tunsec.model.ownership import is_our_sa, is_our_sp
 from tunsec.model.sa import Sa, SaId
@@ -198,8 +199,16 @@ class Laws:
                     continue
                 if host.kernel.made_by_others(sa_id):
                     self._as_asked(host, sa)
+                    if self._given_up(host, owner, sa_id, key):
+                        continue
                 sas.outbound.setdefault(owner, []).append((int(sa_id.dst), sa_id.spi, key, sa_id))
         self._sas[host.name] = sas
+
+    def _given_up(self, host: "SimHost", peer: str, sa_id: SaId, key: bytes) -> bool:
+        """Whether this is half of a CHILD_SA that the peer asked for, and gave up without our
+        answer. Nobody tells that; having nothing better we may try it, and send to nobody."""
+        came = (peer, sa_id) in self._keys.get(key, ())
+        return not came and host.kernel.age_of(sa_id) >= GIVES_UP_AFTER
 
     def _as_asked(self, host: "SimHost", sa: Sa) -> None:
         """Law 6: what charon made otherwise than it was asked to is not used."""
