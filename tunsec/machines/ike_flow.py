@@ -534,10 +534,18 @@ def failed(flow: IkeFlow, reason: str, now: Instant, fraction: float) -> IkeFlow
 # What is looked at
 
 
-def inbound_stays_used(flow: IkeFlow) -> bool:
-    """Whether the peer has something newer to send on than a stray: its own CHILD_SA, or ours on
-    which something came in. When another keying has the flow, idleness alone decides."""
-    return flow.taken or any(not one.own or one.heard for one in flow.held)
+def newer_than_strays_at(flow: IkeFlow, now: Instant) -> Instant | None:
+    """When the peer has something newer to send on than a stray: its own CHILD_SA, or ours on which
+    something came in. None: nothing is in sight. When another keying has the flow, idleness alone
+    decides."""
+    if flow.taken:
+        return now
+    found = [
+        now if one.heard else Instant(max(now, one.since + SETTLED_AFTER))
+        for one in flow.held
+        if one.state is not ChildState.DELETING and (not one.own or one.heard)
+    ]
+    return min(found, default=None)
 
 
 def schedule_looks(flow: IkeFlow, doubted: frozenset[int], now: Instant) -> IkeFlow:
@@ -553,16 +561,22 @@ def schedule_looks(flow: IkeFlow, doubted: frozenset[int], now: Instant) -> IkeF
         else one
         for one in flow.held
     )
-    drained = Instant(now + _drain(flow))
+    newer_at = newer_than_strays_at(flow, now)
     strays = tuple(
-        replace(stray, check_at=drained)
-        if stray.certain
-        and stray.check_at is None
-        and (inbound_stays_used(flow) if stray.inbound else stray.spi != flow.pinned)
+        _watch_stray(stray, newer_at if stray.inbound else now, flow)
+        if stray.certain and (stray.inbound or stray.spi != flow.pinned)
         else stray
         for stray in flow.strays
     )
     return replace(flow, held=held, strays=strays)
+
+
+def _watch_stray(stray: StraySa, unneeded_at: Instant | None, flow: IkeFlow) -> StraySa:
+    """It is looked at when it has drained, and not at all while it may be all that there is."""
+    if unneeded_at is None:
+        return replace(stray, check_at=None, packets=None)
+    at = Instant(unneeded_at + _drain(flow))
+    return stray if stray.check_at is not None else replace(stray, check_at=at)
 
 
 def due_looks(flow: IkeFlow, now: Instant) -> tuple[tuple[Spi, bool], ...]:
