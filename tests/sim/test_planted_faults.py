@@ -11,6 +11,7 @@ import pytest
 
 from tests.sim.laws import Broken
 from tests.sim.trial import chaos_trial
+from tests.sim.world import World
 from tunsec.daemon import drift, install, post, reconcile, scope
 from tunsec.daemon.engine import Engine
 from tunsec.daemon.install import Installer
@@ -322,19 +323,22 @@ FAULTS: dict[Plant, str] = {
 @pytest.mark.parametrize("plant", FAULTS, ids=lambda plant: plant.__name__)
 def test_a_planted_fault_is_caught(plant: Plant) -> None:
     """Some seed breaks the law that the fault offends, and breaks none without the fault."""
-    seed, said = _first_that_breaks(plant)
+    seed, said = first_that_breaks(plant, chaos_trial, SEEDS)
     assert FAULTS[plant] in said.splitlines()[0]
     chaos_trial(seed)
 
 
-def _first_that_breaks(plant: Plant) -> tuple[int, str]:
-    for seed in SEEDS:
+def first_that_breaks(
+    plant: Plant, trial: Callable[[int], World], seeds: Sequence[int]
+) -> tuple[int, str]:
+    """The first seed whose trial breaks a law under a fault, and what was said."""
+    for seed in seeds:
         with pytest.MonkeyPatch.context() as patch:
             plant(patch)
             try:
-                chaos_trial(seed)
+                trial(seed)
             except (Broken, Bug) as caught:
                 return seed, str(caught)
             except AssertionError:
                 continue  # traffic stands still, which is no broken law
-    raise AssertionError(f"{plant.__doc__} Nothing noticed in {len(SEEDS)} trials.")
+    raise AssertionError(f"{plant.__doc__} Nothing noticed in {len(seeds)} trials.")
