@@ -7,7 +7,7 @@ export PYTHON
 venv = $$(.ci/venv)
 stage = venv=$(venv) && VENV_PYTHON=$$venv/bin/python $(PYTHON) tests/stages.py
 
-.PHONY: help demo test setup lint types unit sim lab lab-virtual bench clean
+.PHONY: help demo test setup lint types unit sim lab lab-long lab-virtual bench clean
 .NOTPARALLEL:
 
 help: ## show this
@@ -18,7 +18,7 @@ demo: ## two hosts whose VXLAN is ESP, live, in the lab
 	@if test -t 1 && test -z "$$NO_COLOR"; then set -- --env FORCE_COLOR=1; fi; \
 		netns-lab/lab exec --timeout 120s "$$@" -- python3 -m scenarios.demo
 
-test: ## everything below, each stage whatever became of the others
+test: ## lint, types, unit, sim, lab and lab-virtual, each whatever became of the others
 	@$(stage)
 
 setup: ## make ready what test and demo need
@@ -38,6 +38,9 @@ sim: ## whole clusters from seeds
 
 lab: ## tests on the lab's kernel
 	@$(stage) lab
+
+lab-long: ## the lab's tests that wait long: frozen and crashed charons, moves between keyings
+	@$(stage) lab-long
 
 lab-virtual: ## days of operation in virtual time
 	@$(stage) lab-virtual

@@ -89,12 +89,22 @@ STAGES: Final = {
                 in_lab(
                     *("--cpus", "2", "--timeout", "20m"),
                     tests=(
-                        *("-m", "not virtual_time", "-k", f"not {FOR_LESSER_KERNELS}"),
+                        *("-m", "not virtual_time and not long"),
+                        *("-k", f"not {FOR_LESSER_KERNELS}"),
                         *("tests/lab", "tests/contract", "tests/unit/adapters"),
                     ),
                 ),
             ),
             needs="build",
+        ),
+        Stage(
+            "lab-long",
+            (
+                in_lab(
+                    *("--cpus", "2", "--timeout", "40m"),
+                    tests=("-m", "long and not virtual_time", "tests/lab"),
+                ),
+            ),
         ),
     )
 }

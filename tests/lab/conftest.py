@@ -25,6 +25,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "virtual_time: waits for hours; collected only on the virtual-time kernel"
     )
+    config.addinivalue_line("markers", "long: waits for most of a minute or more; `make lab-long`")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -279,6 +279,7 @@ def unsettled(cluster: Cluster, host: Host, keying: Keying) -> str:
 ORDERS = {"a first": ("a", "b"), "b first": ("b", "a"), "at once": ("a", "b")}
 
 
+@pytest.mark.long
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("order", ORDERS)
 def test_a_flow_moves_to_ike_and_back_under_load(lab: Lab, watch: LeakWatch, order: str) -> None:
@@ -311,6 +312,7 @@ def at_once(acts: Sequence[Callable[[], object]]) -> None:
         thread.join()
 
 
+@pytest.mark.long
 @pytest.mark.timeout(240)
 def test_a_policy_that_goes_back_and_forth(lab: Lab, watch: LeakWatch) -> None:
     """Faster than a move is done, on one host and on both; each keying has the last word once."""
@@ -329,6 +331,7 @@ def test_a_policy_that_goes_back_and_forth(lab: Lab, watch: LeakWatch) -> None:
             wait_moved(cluster, last, before)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(240)
 def test_tunsecd_dies_in_the_middle_of_a_move(lab: Lab, watch: LeakWatch) -> None:
     a, b = lab.hosts.values()
@@ -346,6 +349,7 @@ def test_tunsecd_dies_in_the_middle_of_a_move(lab: Lab, watch: LeakWatch) -> Non
                 wait_moved(cluster, keying, before)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(240)
 def test_a_flow_waits_for_charon_on_its_old_keys(lab: Lab, watch: LeakWatch) -> None:
     a, b = lab.hosts.values()
@@ -374,6 +378,7 @@ def assert_waits_for_charon(status: Status) -> None:
         assert "charon" in warning
 
 
+@pytest.mark.long
 @pytest.mark.timeout(240)
 def test_the_policy_changes_while_no_daemon_runs(lab: Lab, watch: LeakWatch) -> None:
     cluster, before = begin(lab, flows=one_flow(Keying.DIRECTORY))

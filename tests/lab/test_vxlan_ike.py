@@ -133,6 +133,7 @@ def test_rekeys_lose_nothing(lab: Lab, watch: LeakWatch) -> None:
     assert lost(running) == [0, 0, 0], [probe.report for probe in running]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_rekeys_of_both_sides_at_once_lose_nothing(lab: Lab, watch: LeakWatch) -> None:
     """A hundred times: daemons that stood still until both sides' rekeys were due, of both flows,
@@ -203,6 +204,7 @@ def test_a_charon_that_is_killed_costs_nothing(lab: Lab, watch: LeakWatch) -> No
         assert cluster.status(host).drift.sas == 0
 
 
+@pytest.mark.long
 @pytest.mark.timeout(240)
 def test_a_charon_that_is_frozen_costs_no_packet_where_peers_are_never_dead(
     lab: Lab, watch: LeakWatch
@@ -219,6 +221,7 @@ def test_a_charon_that_is_frozen_costs_no_packet_where_peers_are_never_dead(
     assert lost(under_load(lab, freeze)) == [0, 0, 0]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(240)
 def test_a_charon_that_is_frozen_or_stopped_leaks_nothing(lab: Lab, watch: LeakWatch) -> None:
     """By default a peer whose charon is silent for 5 s is dead: its SAs end, and it comes back."""
@@ -252,6 +255,7 @@ def test_a_charon_that_is_frozen_or_stopped_leaks_nothing(lab: Lab, watch: LeakW
     print(f"stopped and started after 2 s: lost {lost(under_load(lab, stop))}")
 
 
+@pytest.mark.long
 @pytest.mark.timeout(120)
 def test_a_daemon_that_is_killed_costs_nothing(lab: Lab, watch: LeakWatch) -> None:
     cluster = begin(lab)

@@ -128,6 +128,11 @@ def new_key(kind: KeyType) -> SigningKey:
     return ec.generate_private_key(ec.SECP256R1())
 
 
+def public_key_id(key: SigningKey) -> str:
+    """SHA-1 of the public key in hex (RFC 5280 section 4.2.1.2, method 1), as charon names keys."""
+    return x509.SubjectKeyIdentifier.from_public_key(key.public_key()).digest.hex()
+
+
 def pem_key(key: SigningKey) -> bytes:
     """PKCS #8 in PEM, without passphrase."""
     return key.private_bytes(

@@ -52,11 +52,19 @@ class Psk:
 
 
 @dataclass(frozen=True, slots=True)
+class PrivateKey:
+    """A private key, PEM, and the name by which charon knows it."""
+
+    pem: Secret
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Credentials:
     """What charon needs to speak for this host."""
 
-    key: Secret | None
-    """The private key, PEM; None with a PSK."""
+    key: PrivateKey | None
+    """None with a PSK."""
     auth: CertificateAuth | PskAuth
     revocation_lists: tuple[bytes, ...]
     """DER."""
@@ -188,15 +196,16 @@ class CharonLink:
         ppk_id = PPK_ID if given.ppk is not None else None
         return IkeSetup(algorithms, given.auth, ppk_id, given.aeads, given.rules)
 
-    async def _load_key(self, key: Secret) -> None:
-        """One that was there before is ours only if we have loaded it."""
-        before = await self._charon.loaded_keys()
-        key_id = await self._charon.load_key(key)
-        own_key = self._own_key
-        if own_key is not None and own_key != key_id:
+    async def _load_key(self, key: PrivateKey) -> None:
+        """One that was there before is ours only if we have loaded it. Whose it is, is remembered
+        before it is loaded: what was asked of charon may be done though nobody heard the answer."""
+        if self._own_key not in (None, key.id):
             await self._unload_own_key()
-        if key_id not in before or own_key == key_id:
-            self._keep(KnownCharon(key_id))
+        if key.id not in await self._charon.loaded_keys():
+            self._keep(KnownCharon(key.id))
+        loaded = await self._charon.load_key(key.pem)
+        if loaded != key.id:
+            raise Bug(f"charon calls the private key {loaded}, not {key.id}")
 
     async def _unload_own_key(self) -> None:
         own_key = self._own_key

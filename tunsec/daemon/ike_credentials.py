@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from tunsec.adapters.identity import LoadedIdentity
-from tunsec.adapters.key_files import pem_key
-from tunsec.daemon.charon_link import Credentials, Psk
+from tunsec.adapters.key_files import pem_key, public_key_id
+from tunsec.daemon.charon_link import Credentials, PrivateKey, Psk
 from tunsec.keying.chain import certificate_der
 from tunsec.model.aead import Aead
 from tunsec.model.ike import CertificateAuth, IkeAuth, PskAuth
@@ -35,6 +35,7 @@ def ike_credentials(
         authorities=tuple(certificate_der(root) for root in loaded.roots),
         revocation=rules.revocation,
     )
-    key = Secret(pem_key(loaded.identity.key))
+    own = loaded.identity.key
+    key = PrivateKey(Secret(pem_key(own)), public_key_id(own))
     lists = tuple(crl.der for crl in loaded.crls)
     return Credentials(key, auth, lists, None, ppk, rules, tuple(aeads))

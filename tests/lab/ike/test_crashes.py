@@ -121,6 +121,7 @@ def test_kill9_loses_nothing_and_orphans_are_told_from_foreign_sas(
     asyncio.run(scenario())
 
 
+@pytest.mark.long
 def test_frozen_charon_holds_nobody_up(lab: Lab, watch: LeakWatch) -> None:
     async def scenario() -> None:
         async with pair_of(lab) as pair:
@@ -202,6 +203,7 @@ def test_a_peer_that_is_gone_is_found_within_five_seconds(lab: Lab, watch: LeakW
     asyncio.run(scenario())
 
 
+@pytest.mark.long
 def test_a_probed_peer_whose_charon_is_frozen_loses_its_sas(lab: Lab, watch: LeakWatch) -> None:
     """charon's own probes take no account of ESP traffic: they tell of the peer's charon, not of
     the peer, and cost the flow."""

@@ -237,6 +237,7 @@ def test_the_plain_host_asks_before_tunsec_is_there(lab: Lab, watch: LeakWatch) 
     print(f"protected both ways after {time.monotonic() - began:.1f} s")
 
 
+@pytest.mark.long
 @pytest.mark.timeout(200)
 def test_rekeys_of_both_sides_lose_nothing(lab: Lab, watch: LeakWatch) -> None:
     """charon's own rekeying on the plain host crosses tunsec's."""
@@ -252,6 +253,7 @@ def test_rekeys_of_both_sides_lose_nothing(lab: Lab, watch: LeakWatch) -> None:
     assert len(re.findall(r"CHILD_SA to-db1\{\d+\} established", log)) > 4, "it rekeyed nothing"
 
 
+@pytest.mark.long
 @pytest.mark.timeout(200)
 def test_charons_that_crash_or_stop_leak_nothing(lab: Lab, watch: LeakWatch) -> None:
     both = Both(lab)
