@@ -81,8 +81,6 @@ from tunsec.ports import Clock, Entropy, Ike, Kernel
 
 WORDS_KEPT: Final = 4
 """Lines of charon's log that are kept of a connection, to tell why it failed."""
-PACKET_GROUPS: Final = frozenset({"NET", "ENC"})
-"""Log groups that only say which packets came and went."""
 _BEGINNING: Final = (CharonState.CREATED, CharonState.CONNECTING)
 _STANDING: Final = (CharonState.ESTABLISHED, CharonState.REKEYING)
 _ENDING: Final = (ChildState.DELETING, ChildState.DELETED, ChildState.DESTROYING)
@@ -370,7 +368,7 @@ class IkeDesk:
 
     def _heard(self, said: CharonSaid) -> None:
         connection = self._connection(said.ike_name or "")
-        if connection is not None and said.group not in PACKET_GROUPS:
+        if connection is not None:
             connection.words.append(said.words.strip())
 
     # Time

@@ -161,6 +161,7 @@ class IkeFlow:
     pinned: Spi | None = None
     """The outbound SA that the SPs name."""
     pinned_at: Instant | None = None
+    """Since when they name one SA or another without a break, as far as this life knows."""
     attempt: Attempt | None = None
     retry_at: Instant | None = None
     failures: int = 0
@@ -206,7 +207,8 @@ class IkeFlow:
         active = self.active
         if active is None or self._has_inbound():
             return None
-        return Instant(active.since + ONE_WAY)
+        since = active.since if self.pinned_at is None else min(active.since, self.pinned_at)
+        return Instant(since + ONE_WAY)
 
     def _two_way(self, now: Instant) -> bool:
         at = self.two_way_at()
@@ -358,7 +360,7 @@ def pin(flow: IkeFlow, spi: Spi, now: Instant) -> IkeFlow:
         held=held,
         strays=strays,
         pinned=spi,
-        pinned_at=now,
+        pinned_at=now if flow.pinned is None else flow.pinned_at,
         volume_at=Instant(now + VOLUME_SOONEST) if _has_volume(flow.child) else None,
         volume=None,
         rekeys=flow.rekeys + (1 if rekeyed and before is not after else 0),

@@ -57,6 +57,15 @@ def test_a_peer_without_tunsec_counts_after_a_while() -> None:
     assert one.phase is Phase.INSTALLED
 
 
+def test_a_peer_without_tunsec_counts_through_rekeys() -> None:
+    one = OneConnection().begin(after="1s")
+    one.wait(ike_flow.ONE_WAY + 0.5)
+    for _ in range(40):
+        assert one.phase in (Phase.INSTALLED, Phase.REKEYING)
+        one.wait(0.1)
+    assert one.flow.rekeys >= 4
+
+
 def test_the_other_host_waits_for_its_turn_and_no_longer() -> None:
     one = OneConnection(first=False).begin()
     one.wait(1.9)
