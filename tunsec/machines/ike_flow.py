@@ -432,17 +432,18 @@ def supersede_spares(flow: IkeFlow, now: Instant) -> IkeFlow:
 
 
 def supersede_older_of_peer(flow: IkeFlow, doubted: frozenset[int], now: Instant) -> IkeFlow:
-    """CHILD_SAs of the peer on doubted IKE_SAs that have a younger sister: nobody ends them but us,
-    if the peer has lost them."""
+    """CHILD_SAs of the peer that have a younger sister, and that it may have lost, for their IKE_SA
+    is doubted or their slot taken again: nobody ends them but us."""
     theirs = [one for one in flow.held if not one.own]
     newest = theirs[-1] if theirs else None
+    by_slot = {one.slot: one for one in theirs}
     return replace(
         flow,
         held=tuple(
             _superseded(one, flow, now)
             if one in theirs
             and one is not newest
-            and one.ike in doubted
+            and (one.ike in doubted or one is not by_slot[one.slot])
             and one.state is ChildState.INSTALLED
             else one
             for one in flow.held
