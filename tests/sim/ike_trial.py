@@ -1,11 +1,13 @@
 """Trials of clusters in which charon keys, alone or beside the directory. All of it from a seed."""
 
 import random
+from functools import partial
 
-from tests.sim.cast import QUIET, policy
+from tests.sim.cast import QUIET, keyed_by_ike, policy
 from tests.sim.ike_chaos import IkeChaos
 from tests.sim.strangers import move_in
-from tests.sim.trial import Stage, play
+from tests.sim.stream import Stream
+from tests.sim.trial import BACK_WITHIN, Stage, play
 from tests.sim.world import World
 
 
@@ -52,3 +54,67 @@ def ike_chaos_trial(seed: int) -> World:
             move_in(world, host)
     play(world, IkeChaos(world), played, dice)
     return world
+
+
+def ike_restless_trial(seed: int) -> World:
+    """No fault but those that must cost no packet; raises when one is lost."""
+    dice = random.Random(f"ike restless {seed}")
+    killed = dice.random() < 0.4
+    flows = dice.choice([1, 2])
+    intent = policy(
+        dice.choice([2, 2, 3]),
+        after=QUIET if killed else "2s",
+        hard=None if killed else "10m",
+        flows=flows,
+        by_ike=dice.randint(1, flows),
+        ike_rekey=3600.0 if killed else dice.choice([5.0, 3600.0]),
+    )
+    world = World(seed, intent)
+    world.charons.net.longest_delay = dice.choice([0.005, 0.05])
+    world.charons.net.repeat = 0.3
+    world.directory.faults.longest_delay = dice.choice([0.02, 0.1])
+    world.longest_trip = dice.choice([0.001, 0.02])
+    world.run_until(world.protected, BACK_WITHIN)
+    stream = Stream(world, pause=0.02)
+    stream.start()
+    if killed:
+        _charons_are_killed(world, dice)
+    else:
+        _all_goes_on(world, dice)
+    stream.stop()
+    world.run(0.1)
+    assert world.protected(), world.tale()
+    for name, probe in stream.probes.items():
+        assert probe.sent > 300, world.tale()
+        assert not probe.lost, f"{name}: {probe.lost} of {probe.sent} lost\n{world.tale()}"
+    return world
+
+
+def _charons_are_killed(world: World, dice: random.Random) -> None:
+    """Some or all, at about the same time; they come back soon or late."""
+    world.run(10.0)
+    hosts = list(world.hosts.values())
+    for host in dice.sample(hosts, dice.randint(1, len(hosts))):
+        world.charons.crash(host)
+        world.later(dice.uniform(0.05, 20.0), partial(world.charons.start, host))
+        world.run(dice.uniform(0.0, 1.0))
+    world.run(30.0)
+
+
+def _all_goes_on(world: World, dice: random.Random) -> None:
+    """Rekeys all the time; a daemon dies, a charon is held, a flow moves and comes back."""
+    hosts = list(world.hosts.values())
+    for _ in range(3):
+        world.run(dice.uniform(1.0, 3.0))
+        host = dice.choice(hosts)
+        world.crash(host)
+        world.start_later(host, dice.uniform(0.01, 3.0))
+        world.run(dice.uniform(0.0, 3.0))
+        world.charons.freeze(dice.choice(hosts), dice.uniform(0.1, 1.5))
+    names = [flow.name for flow in world.intent.flows]
+    for chosen in (dice.sample(names, dice.randint(0, len(names))), names):
+        for host in hosts:
+            then = partial(world.apply, host, keyed_by_ike(world.intent, chosen))
+            world.later(dice.uniform(0.0, 3.0), then)
+        world.run(dice.uniform(3.0, 25.0))
+    world.run(5.0)

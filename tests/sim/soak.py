@@ -5,11 +5,16 @@ import argparse
 import logging
 import time
 
-from tests.sim.ike_trial import ike_chaos_trial
+from tests.sim.ike_trial import ike_chaos_trial, ike_restless_trial
 from tests.sim.laws import Broken
 from tests.sim.trial import chaos_trial, restless_trial
 
-TRIALS = {"chaos": chaos_trial, "restless": restless_trial, "ike-chaos": ike_chaos_trial}
+TRIALS = {
+    "chaos": chaos_trial,
+    "restless": restless_trial,
+    "ike-chaos": ike_chaos_trial,
+    "ike-restless": ike_restless_trial,
+}
 
 
 def main() -> int:
