@@ -412,17 +412,33 @@ class Engine:
         Whether there is more to do.
         """
         finished: set[ChildId] = set()
+        told = False
         for child_id in self._in_order(self._moving):
             if not self._carried_by_other(self._children[child_id]):
                 finished.add(child_id)
             elif self._awaits_peer(child_id) and self._alarms.get(MOVES) is None:
                 soon = Deadline(self._after(HEAR_AGAIN), "peers may have moved")
                 self._alarms.put(MOVES, soon)
+            elif self._peer_has_left_ike(child_id):
+                self.ike.leave(child_id)
+                told = True
         if finished:
             self._moving -= finished
             self._enter(self.scope)
             self._begin_keying()
-        return bool(self._queue)
+        return told or bool(self._queue)
+
+    def _peer_has_left_ike(self, child: ChildId) -> bool:
+        """Whether the peer's record says for the first time that it sends by directory keying, and
+        IKE has not been told."""
+        old, new = self.ike.flow(child), self._flow_of_pair(child)
+        return (
+            old is not None
+            and old.taken
+            and not old.left
+            and new is not None
+            and any(sa.state is SaState.ACTIVE for sa in new.inbound)
+        )
 
     def _in_order(self, children: Collection[ChildId]) -> list[ChildId]:
         """The policy's order: what is done must not hang on the order of a set."""

@@ -13,7 +13,7 @@ from tunsec.daemon.install import Installer, inbound_id, outbound_id
 from tunsec.daemon.journal import fields
 from tunsec.daemon.tally import Tally
 from tunsec.machines import ike_peer
-from tunsec.machines.facts import ChildrenChanged, OutboundTaken, TimerFired
+from tunsec.machines.facts import ChildrenChanged, InboundTaken, OutboundTaken, TimerFired
 from tunsec.machines.flow import Phase
 from tunsec.machines.ike_facts import (
     Adopted,
@@ -245,6 +245,10 @@ class IkeDesk:
     def take(self, child: ChildId) -> None:
         """Another keying pins a child's outbound SPs now."""
         self._queue.appendleft((_connection_of(child), OutboundTaken(child)))
+
+    def leave(self, child: ChildId) -> None:
+        """The peer sends by another keying now."""
+        self._tell(_connection_of(child), InboundTaken(child))
 
     def on_charon_ready(self, setup: IkeSetup) -> None:
         """charon answers, and has our credentials: for the first time, or anew."""

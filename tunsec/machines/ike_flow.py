@@ -175,6 +175,8 @@ class IkeFlow:
     rekeys: int = 0
     taken: bool = False
     """Another keying has the outbound SPs: nothing new is made, what is there drains."""
+    left: bool = False
+    """The peer sends by that keying too: what it has left of ours goes when it is idle."""
     back_since: Instant | None = None
     """When it was given back. CHILD_SAs of before are not sent on again: the peer may have lost
     them since, and would have nothing to tell it by."""
@@ -398,9 +400,7 @@ def unpin(flow: IkeFlow) -> IkeFlow:
 def take(flow: IkeFlow, now: Instant) -> IkeFlow:
     """Another keying pins: what is there drains, at the pace of the peer's own move."""
     held = tuple(_superseded(one, flow, now) if one.own else one for one in flow.held)
-    strays = tuple(
-        replace(stray, certain=True, check_at=Instant(now + _drain(flow))) for stray in flow.strays
-    )
+    strays = tuple(replace(stray, certain=True) for stray in flow.strays)
     return replace(
         unpin(flow),
         held=held,
@@ -539,10 +539,9 @@ def failed(flow: IkeFlow, reason: str, now: Instant, fraction: float) -> IkeFlow
 
 def newer_than_strays_at(flow: IkeFlow, now: Instant) -> Instant | None:
     """When the peer has something newer to send on than a stray: its own CHILD_SA, or ours on which
-    something came in. None: nothing is in sight. When another keying has the flow, idleness alone
-    decides."""
+    something came in, or SAs of another keying. None: nothing is in sight."""
     if flow.taken:
-        return now
+        return now if flow.left else None
     found = [
         now if one.heard else Instant(max(now, one.since + SETTLED_AFTER))
         for one in flow.held

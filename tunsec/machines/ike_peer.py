@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from tunsec.machines import ike_flow as flows
-from tunsec.machines.facts import ChildrenChanged, OutboundTaken, TimerFired
+from tunsec.machines.facts import ChildrenChanged, InboundTaken, OutboundTaken, TimerFired
 from tunsec.machines.flow import Phase
 from tunsec.machines.ike_facts import (
     Adopted,
@@ -92,6 +92,7 @@ IkeEvent = (
     | OutboundPinned
     | UsageTold
     | OutboundTaken
+    | InboundTaken
     | ReauthWanted
 )
 
@@ -274,6 +275,8 @@ def _take(
             return _usage_told(state, sas, now, actions)
         case OutboundTaken(child):
             return _on_flow(state, child, lambda flow: flows.take(flow, now))
+        case InboundTaken(child):
+            return _on_flow(state, child, lambda flow: replace(flow, left=True))
         case ReauthWanted():
             state = replace(state, proof_since=now, proof_by=_after(now, PROOF_WITHIN))
             return _reauth(state, now)
@@ -335,7 +338,7 @@ def _children_changed(
     for child in event.children:
         flow = replace(state.flows.get(child.id, IkeFlow(child)), child=child)
         if flow.taken and child.keying is Keying.IKE:
-            flow = replace(flow, taken=False, back_since=now)
+            flow = replace(flow, taken=False, left=False, back_since=now)
         kept[child.id] = flow
     for child_id, flow in state.flows.items():
         if child_id not in kept:
