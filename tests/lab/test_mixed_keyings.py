@@ -397,9 +397,12 @@ def test_one_flow_by_ike_beside_one_by_directory() -> None:
     with Lab("two-ports", overlays_up=False) as lab, watching(lab):
         cluster, _ = begin(lab, flows=MIXED, defaults=QUICK)
         with nothing_lost(lab, rate=500):
-            for host in lab.hosts.values():
-                before = max(flow.rekeys for flow in cluster.status(host).flows)
-                cluster.wait_until(host, rekeys=before + 10, timeout=90)
+            before = [
+                min(flow.rekeys for flow in cluster.status(host).flows)
+                for host in lab.hosts.values()
+            ]
+            for host, rekeys in zip(lab.hosts.values(), before, strict=True):
+                cluster.wait_until(host, rekeys=rekeys + 10, timeout=90)
                 flows = cluster.status(host).flows
                 assert {(flow.flow, flow.keying) for flow in flows} == {
                     ("overlay", "ike"),
