@@ -4,7 +4,7 @@ it is told. Synchronous like the engine, which feeds it and owns it.
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -14,7 +14,6 @@ from tunsec.daemon.journal import fields
 from tunsec.daemon.tally import Tally
 from tunsec.machines import ike_peer
 from tunsec.machines.facts import ChildrenChanged, InboundTaken, OutboundTaken, TimerFired
-from tunsec.machines.flow import Phase
 from tunsec.machines.ike_facts import (
     Adopted,
     CharonAway,
@@ -106,14 +105,6 @@ class Connection:
     words: deque[str] = field(default_factory=lambda: deque(maxlen=WORDS_KEPT))
 
 
-@dataclass(frozen=True, slots=True)
-class Spoken:
-    """How an IKE_SA stands, for people."""
-
-    ike: IkeSa
-    at: Instant
-
-
 class IkeDesk:
     """The IKE half of the engine."""
 
@@ -150,6 +141,7 @@ class IkeDesk:
         self._connections: dict[ConnectionId, Connection] = {}
         self._by_name: dict[str, ConnectionId] = {}
         self._children: dict[ChildId, Child] = {}
+        self._by_reqid: dict[Reqid, ChildId] = {}
         self._known: Sequence[Child] = ()
         self._identities: Mapping[HostName, str] = {}
         self._setup: IkeSetup | None = None
@@ -167,11 +159,6 @@ class IkeDesk:
         return self._setup is not None
 
     @property
-    def away(self) -> str:
-        """Why not."""
-        return "" if self.ready else self._away
-
-    @property
     def connections(self) -> Iterable[Connection]:
         """All connections."""
         return self._connections.values()
@@ -187,9 +174,9 @@ class IkeDesk:
         connection = self._connections.get(_connection_of(child))
         return None if connection is None else connection.state.flows.get(child)
 
-    def reqids(self) -> frozenset[Reqid]:
+    def reqids(self) -> Collection[Reqid]:
         """SAs of these reqids come and go as charon does: they are neither extra nor lost."""
-        return frozenset(child.reqid for child in self._children.values())
+        return self._by_reqid.keys()
 
     # Facts
 
@@ -202,7 +189,8 @@ class IkeDesk:
         if intent is not None:
             self._identities = {host.name: host.identity for host in intent.hosts}
         now = {child.id: child for child in children}
-        self._children |= now  # those that go are still spoken of until they are gone
+        # Those that go are still spoken of until they are gone.
+        self._put_children(self._children | now)
         wanted: dict[ConnectionId, list[Child]] = {}
         for child in now.values():
             wanted.setdefault(_connection_of(child.id), []).append(child)
@@ -214,12 +202,16 @@ class IkeDesk:
             connection.slots = slots(mine, self._host)
             self._tell(connection.id, ChildrenChanged(mine))
         self.work()
-        self._children = now
+        self._put_children(now)
         gone = [one for one in self._connections if one not in wanted]
         for connection_id in gone:
             self._shut(connection_id)
         if gone:
             self._look_at_strangers()
+
+    def _put_children(self, children: dict[ChildId, Child]) -> None:
+        self._children = children
+        self._by_reqid = {child.reqid: child.id for child in children.values()}
 
     def _open(self, connection_id: ConnectionId) -> None:
         first = self._host < connection_id.peer
@@ -286,13 +278,12 @@ class IkeDesk:
 
     def on_sa_gone(self, sa_id: SaId, reqid: Reqid) -> None:
         """An SA of ours left the kernel."""
-        for child in self._children.values():
-            if child.reqid != reqid:
-                continue
-            for inbound in (True, False):
-                if sa_id.dst == (child.id.local if inbound else child.id.remote):
-                    fact = SaGone(child.id, sa_id.spi, inbound)
-                    self._tell(_connection_of(child.id), fact)
+        child = self._by_reqid.get(reqid)
+        if child is None:
+            return
+        for inbound in (True, False):
+            if sa_id.dst == (child.local if inbound else child.remote):
+                self._tell(_connection_of(child), SaGone(child, sa_id.spi, inbound))
 
     def hold_against(self, sas: Mapping[SaId, Sa]) -> None:
         """The kernel was dumped: what is missing was flushed, or its event was lost."""
@@ -310,7 +301,7 @@ class IkeDesk:
         """charon told something."""
         match event:
             case IkeEstablished(ike):
-                if ike.name.startswith(NAME_PREFIX) and ike.name not in self._by_name:
+                if self._is_stranger(ike):
                     self._look_at_strangers()
                 self._note_ike(ike)
                 self._tell_named(ike, IkeUp(SeenIke(ike.id, ike.initiator)))
@@ -396,10 +387,6 @@ class IkeDesk:
             self._step(connection_id, event)
         return worked
 
-    def drop(self) -> None:
-        """Nothing is worked on any more."""
-        self._queue.clear()
-
     def _step(self, connection_id: ConnectionId, event: ike_peer.IkeEvent) -> None:
         connection = self._connections.get(connection_id)
         if connection is None:
@@ -433,7 +420,7 @@ class IkeDesk:
                     done = _logged("terminating", connection.id.name)
                     self._ike.terminate_ike(ref, done=done)
             case PinOutbound(child, spi):
-                error = self._installer.pin_standing(self._children[child], spi)
+                error = self._installer.pin_standing(self._child(child), spi)
                 self._answer(connection, OutboundPinned(child, spi, error))
                 if not error:
                     self._on_pinned(child)
@@ -576,10 +563,14 @@ class IkeDesk:
     def _end_strangers(self, ikes: Sequence[IkeSa]) -> None:
         """IKE_SAs of connections of ours that are gone, and that carry nothing of the policy's."""
         for ike in ikes:
-            ours = ike.name.startswith(NAME_PREFIX)
-            used = any(self._is_known(ike, child) for child in ike.children)
-            if ours and not used and ike.name not in self._by_name and self._ike is not None:
+            if not self._is_stranger(ike) or self._ike is None:
+                continue
+            if not any(self._is_known(ike, child) for child in ike.children):
                 self._ike.terminate_ike(ike.ref, done=_logged("terminating", ike.name))
+
+    def _is_stranger(self, ike: IkeSa) -> bool:
+        """Whether an IKE_SA is of a connection of ours that is gone."""
+        return ike.name.startswith(NAME_PREFIX) and ike.name not in self._by_name
 
     def _end_children(
         self, connection: Connection, ike: IkeSa, children: Iterable[ChildSa]
@@ -740,9 +731,6 @@ class IkeDesk:
             if flow.reason and not again and flow.failures.bit_count() == 1:  # 1st, 2nd, 4th, ...
                 told = {"peer": child.peer, "flow": child.flow, "reason": flow.reason}
                 log.warning("no CHILD_SA", extra=fields(told))
-
-
-PROTECTED: Final = (Phase.INSTALLED, Phase.REKEYING)
 
 
 def _at_most(seconds: int | None) -> float:
