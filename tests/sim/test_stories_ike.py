@@ -10,7 +10,7 @@ from tests.sim.cast import QUIET, policy, without_flows
 from tests.sim.host import SimHost
 from tests.sim.test_stories import Two
 from tunsec.machines import ike_peer
-from tunsec.machines.flow import Phase
+from tunsec.machines.flow import PROTECTED
 from tunsec.model.clock import Instant
 from tunsec.model.sa import SaId
 from tunsec.model.step import RemoveSa
@@ -38,7 +38,7 @@ def reason(two: Two, host: SimHost) -> str:
     assert host.engine is not None
     [(connection, flow)] = host.engine.ike.flows()
     now = Instant(two.world.now)
-    assert flow.phase(now) not in (Phase.INSTALLED, Phase.REKEYING)
+    assert flow.phase(now) not in PROTECTED
     return ike_peer.blocked_reason(connection.state, flow, now)
 
 

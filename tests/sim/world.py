@@ -23,7 +23,7 @@ from tunsec.daemon.engine import Engine, Ports
 from tunsec.daemon.post import PostRoom
 from tunsec.daemon.scope import Scope
 from tunsec.keying.ring import Keyring
-from tunsec.machines.flow import Phase
+from tunsec.machines.flow import PROTECTED, Phase
 from tunsec.model.aead import Aead, AeadSpeed
 from tunsec.model.clock import Instant, WallTime
 from tunsec.model.errors import Unavailable
@@ -40,7 +40,6 @@ from tunsec.ports import Directory as DirectoryPort
 from tunsec.ports import Record
 
 SPEEDS = (AeadSpeed(Aead.AES_128_GCM, 100_000_000), AeadSpeed(Aead.CHACHA20_POLY1305, 190_000_000))
-PROTECTED = (Phase.INSTALLED, Phase.REKEYING)
 
 
 class Crashed(Exception):

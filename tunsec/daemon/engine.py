@@ -15,7 +15,7 @@ from tunsec.daemon.guarding import Guarding
 from tunsec.daemon.health import Counters, Part, Troubles
 from tunsec.daemon.ike_desk import IkeDesk
 from tunsec.daemon.install import Installer
-from tunsec.daemon.journal import fields
+from tunsec.daemon.journal import fields, log_transition
 from tunsec.daemon.post import News, PostRoom
 from tunsec.daemon.reconcile import IkeHolding
 from tunsec.daemon.sa_index import SaIndex
@@ -822,15 +822,8 @@ class Engine:
                 self._index.update(old, None)
 
     def _log_phase(self, state: pair.PairState, flow: FlowState, was: str) -> None:
-        child = flow.child.id
         reason = pair.blocked_reason(state, flow)
-        log.info(
-            f"{was} -> {flow.phase}",
-            extra=fields(
-                {"peer": child.peer, "flow": child.flow, "local": child.local}
-                | ({"reason": reason} if reason else {})
-            ),
-        )
+        log_transition(log, flow.child.id, was=was, phase=flow.phase, reason=reason)
 
     # Small things
 

@@ -10,7 +10,7 @@ from typing import Final
 
 from tunsec.daemon.alarm import Alarms
 from tunsec.daemon.install import Installer, inbound_id, outbound_id
-from tunsec.daemon.journal import fields
+from tunsec.daemon.journal import fields, log_transition
 from tunsec.daemon.tally import Tally
 from tunsec.machines import ike_peer
 from tunsec.machines.facts import ChildrenChanged, InboundTaken, OutboundTaken, TimerFired
@@ -720,13 +720,7 @@ class IkeDesk:
             phase = flow.phase(now)
             if was != phase:
                 reason = ike_peer.blocked_reason(after, flow, now)
-                log.info(
-                    f"{was} -> {phase}",
-                    extra=fields(
-                        {"peer": child.peer, "flow": child.flow, "local": child.local}
-                        | ({"reason": reason} if reason else {})
-                    ),
-                )
+                log_transition(log, child, was=was, phase=phase, reason=reason)
             again = old is not None and old.failures == flow.failures
             if flow.reason and not again and flow.failures.bit_count() == 1:  # 1st, 2nd, 4th, ...
                 told = {"peer": child.peer, "flow": child.flow, "reason": flow.reason}

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Mapping
 from typing import Final, TextIO
 
+from tunsec.model.flow import ChildId
+
 _PRIORITY: Final = {
     logging.DEBUG: 7,
     logging.INFO: 6,
@@ -46,6 +48,16 @@ def _quoted(value: object) -> str:
         return text
     escaped = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
     return '"' + escaped.replace('"', '\\"') + '"'
+
+
+def log_transition(
+    log: logging.Logger, child: ChildId, *, was: str, phase: str, reason: str
+) -> None:
+    """One line for a flow that went from one phase to another; `reason` where there is one."""
+    about: dict[str, object] = {"peer": child.peer, "flow": child.flow, "local": child.local}
+    if reason:
+        about["reason"] = reason
+    log.info(f"{was} -> {phase}", extra=fields(about))
 
 
 def start_logging(*, level: str, journal: bool, stream: TextIO = sys.stderr) -> None:

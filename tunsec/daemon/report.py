@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import tunsec
 from tunsec.daemon.engine import Engine
 from tunsec.daemon.install import inbound_id, outbound_id
-from tunsec.daemon.report_ike import PROTECTED, ike_flow_statuses, moving_to_ike
+from tunsec.daemon.report_ike import ike_flow_statuses, moving_to_ike
 from tunsec.daemon.tally import Tally
-from tunsec.machines.flow import FlowState, Phase
+from tunsec.machines.flow import PROTECTED, FlowState, Phase
 from tunsec.machines.pair import PairState, blocked_reason
 from tunsec.model.clock import Instant
 from tunsec.model.errors import TunsecError

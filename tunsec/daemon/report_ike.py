@@ -7,7 +7,7 @@ from tunsec.daemon.ike_desk import Connection
 from tunsec.daemon.install import inbound_id, outbound_id
 from tunsec.daemon.tally import Tally
 from tunsec.machines import pair
-from tunsec.machines.flow import Phase
+from tunsec.machines.flow import PROTECTED
 from tunsec.machines.ike_flow import IkeFlow
 from tunsec.machines.ike_peer import blocked_reason, trouble
 from tunsec.model.clock import Instant
@@ -15,8 +15,6 @@ from tunsec.model.flow import Child, Keying, Mode
 from tunsec.model.names import spi_hex
 from tunsec.model.sa import Sa, SaId
 from tunsec.wire.control import ChildSaStatus, FlowStatus, IkeStatus
-
-PROTECTED = (Phase.INSTALLED, Phase.REKEYING)
 
 
 def ike_flow_statuses(

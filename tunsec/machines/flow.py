@@ -39,6 +39,10 @@ class Phase(StrEnum):
     REKEYING = "REKEYING"
 
 
+PROTECTED: Final = (Phase.INSTALLED, Phase.REKEYING)
+"""Traffic goes both ways in ESP."""
+
+
 @dataclass(frozen=True, slots=True)
 class FlowState:
     """A child and its SAs, oldest first."""

@@ -20,7 +20,7 @@ from typing import Final
 
 from tunsec.machines import ike_flow as flows
 from tunsec.machines.facts import ChildrenChanged, InboundTaken, OutboundTaken, TimerFired
-from tunsec.machines.flow import Phase
+from tunsec.machines.flow import PROTECTED
 from tunsec.machines.ike_facts import (
     Adopted,
     CharonAway,
@@ -212,7 +212,7 @@ def doubted(state: IkeState) -> frozenset[int]:
 
 def blocked_reason(state: IkeState, flow: IkeFlow, now: Instant) -> str:
     """Why a flow is not protected yet, for people; empty when it is."""
-    if flow.phase(now) in (Phase.INSTALLED, Phase.REKEYING):
+    if flow.phase(now) in PROTECTED:
         return ""
     return trouble(state, flow) or (
         f"{state.peer} has no CHILD_SA of its own yet"
@@ -395,14 +395,9 @@ def _charon_ready(state: IkeState, now: Instant) -> IkeState:
     state = _on_flows(state, flows.into_strays)
     returns = any(flow.strays for flow in state.flows.values())
     return replace(
-        state,
+        _load_again(replace(state, loading=None)),
         ikes={},
         ready=True,
-        loaded=None,
-        loading=None,
-        outdated=False,
-        load_error="",
-        load_at=None,
         listing_since=None,
         listed=False,
         list_at=now,

@@ -141,7 +141,7 @@ def deadline(state: PairState) -> Deadline | None:
 
 def blocked_reason(state: PairState, flow: FlowState) -> str:
     """Why a flow is not protected yet, for people; empty when it is."""
-    if flow.phase in (flows.Phase.INSTALLED, flows.Phase.REKEYING):
+    if flow.phase in flows.PROTECTED:
         return ""
     if flow.reason:
         return flow.reason
