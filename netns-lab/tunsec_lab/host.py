@@ -234,7 +234,14 @@ class Host:
 
     def raise_overlays(self) -> None:
         """Brings the overlay devices up, for a lab made with overlays_up=False."""
-        self.ip(*(f"link set {each.device} up" for each in self.lab.overlays_of(self)))
+        self._set_overlays("up")
+
+    def lower_overlays(self) -> None:
+        """Takes the overlay devices down: what a host that runs no daemon yet must not use."""
+        self._set_overlays("down")
+
+    def _set_overlays(self, state: str) -> None:
+        self.ip(*(f"link set {each.device} {state}" for each in self.lab.overlays_of(self)))
 
 
 class Lab:

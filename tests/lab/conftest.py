@@ -11,6 +11,8 @@ from typing import Final
 
 import pytest
 
+from tests.lab.watched import watched
+from tunsec_lab.capture import LeakWatch
 from tunsec_lab.features import IN_LAB, probe_features
 from tunsec_lab.host import Lab
 
@@ -67,10 +69,17 @@ def two_hosts() -> Iterator[Lab]:
 
 
 @pytest.fixture
-def quiet_two_hosts() -> Iterator[Lab]:
-    """Overlay devices exist but are down: nothing is sent over them yet."""
-    with Lab("two-hosts", overlays_up=False) as lab:
-        yield lab
+def lab() -> Iterator[Lab]:
+    """Two hosts. Overlay devices exist but are down: nothing is sent over them yet."""
+    with Lab("two-hosts", overlays_up=False) as made:
+        yield made
+
+
+@pytest.fixture
+def watch(lab: Lab) -> Iterator[LeakWatch]:
+    """Over the lab's wire, from before the first daemon to after the last."""
+    with watched(lab) as seen:
+        yield seen
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import json
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,13 +21,6 @@ from tunsec_lab.probe import Probe
 pytestmark = pytest.mark.needs(
     "esp-ipv4", "esp-ipv6", "esn", "vxlan", "bridge", "nft-inet", "nft-netdev-egress"
 )
-
-
-@pytest.fixture
-def lab() -> Iterator[Lab]:
-    """Two hosts whose overlay devices are down."""
-    with Lab("two-hosts", overlays_up=False) as made:
-        yield made
 
 
 def status_until(
@@ -251,7 +244,7 @@ def test_what_changed_while_nobody_ran_stays_blocked(lab: Lab) -> None:
         assert all("tunsec release" in flow.reason for flow in former)
         for host in (a, b):
             cluster.daemons[host.name].kill9()
-            host.ip(*(f"link set {each.device} down" for each in lab.overlays_of(host)))
+            host.lower_overlays()
 
 
 def test_a_daemon_that_cannot_run_has_closed_its_flows(lab: Lab) -> None:

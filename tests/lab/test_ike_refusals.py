@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab.watched import watched
 from tunsec.adapters import ca_files
 from tunsec.keying.ca import KeyType
 from tunsec.model.clock import WallTime
@@ -17,7 +18,6 @@ from tunsec.wire.control import PolicyBody
 from tunsec_lab.capture import LeakWatch
 from tunsec_lab.cluster import Cluster
 from tunsec_lab.host import Host, Lab
-from tunsec_lab.packets import protect
 
 pytestmark = pytest.mark.needs(
     "esp-ipv4", "esp-ipv6", "esn", "vxlan", "bridge", "nft-inet", "nft-netdev-egress"
@@ -29,26 +29,10 @@ DAY = 86_400.0
 
 
 @pytest.fixture
-def lab() -> Iterator[Lab]:
-    with Lab("two-hosts", overlays_up=False) as made:
-        yield made
-
-
-@pytest.fixture
 def watch(lab: Lab) -> Iterator[LeakWatch]:
-    a, b = lab.hosts.values()
-    with LeakWatch(lab, protected=[protect("vxlan")]) as seen:
-
-        def clear() -> None:
-            for host in (a, b):
-                host.raise_overlays()
-            assert a.reaches(b.overlay_addresses("red")[0])
-            for host in (a, b):
-                host.ip(*(f"link set {each.device} down" for each in lab.overlays_of(host)))
-
-        seen.prove_sees(clear)
+    """There need be no ESP: nothing passes."""
+    with watched(lab, needs_esp=False) as seen:
         yield seen
-        seen.assert_closed(needs_esp=False)
 
 
 def cluster_of(lab: Lab, *, ike: str = "  {}\n") -> Cluster:

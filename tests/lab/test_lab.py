@@ -187,8 +187,7 @@ def test_a_partition_cuts_between_groups_only(three_hosts: Lab) -> None:
 
 @pytest.mark.needs(*VXLAN_ESP)
 @pytest.mark.parametrize("count_esp_only", [False, True])
-def test_the_watch_tells_clear_from_esp(quiet_two_hosts: Lab, count_esp_only: bool) -> None:
-    lab = quiet_two_hosts
+def test_the_watch_tells_clear_from_esp(lab: Lab, count_esp_only: bool) -> None:
     a, b = lab.hosts["a"], lab.hosts["b"]
     with LeakWatch(lab, protected=[protect("vxlan")], count_esp_only=count_esp_only) as watch:
         protect_by_hand(a, b)
@@ -217,8 +216,7 @@ def test_the_watch_tells_clear_from_esp(quiet_two_hosts: Lab, count_esp_only: bo
 
 
 @pytest.mark.needs(*VXLAN_ESP)
-def test_one_clear_packet_fails_the_watch(quiet_two_hosts: Lab) -> None:
-    lab = quiet_two_hosts
+def test_one_clear_packet_fails_the_watch(lab: Lab) -> None:
     a, b = lab.hosts["a"], lab.hosts["b"]
     matcher = protect("vxlan", between=(a.addresses, b.addresses))
     with LeakWatch(lab, protected=[matcher]) as watch:
@@ -232,8 +230,7 @@ def test_one_clear_packet_fails_the_watch(quiet_two_hosts: Lab) -> None:
         assert report.quoted == 1
 
 
-def test_the_watch_sees_fragments_of_a_protected_flow(quiet_two_hosts: Lab) -> None:
-    lab = quiet_two_hosts
+def test_the_watch_sees_fragments_of_a_protected_flow(lab: Lab) -> None:
     a, b = lab.hosts["a"], lab.hosts["b"]
     with LeakWatch(lab, protected=[protect("udp", port=5000)]) as watch:
         for address in b.addresses:
@@ -245,8 +242,7 @@ def test_the_watch_sees_fragments_of_a_protected_flow(quiet_two_hosts: Lab) -> N
         assert report.clear == 6, report.clear_examples
 
 
-def test_the_watch_goes_on_while_a_host_reboots(quiet_two_hosts: Lab) -> None:
-    lab = quiet_two_hosts
+def test_the_watch_goes_on_while_a_host_reboots(lab: Lab) -> None:
     a, b = lab.hosts["a"], lab.hosts["b"]
     with LeakWatch(lab, protected=[protect("vxlan")]) as watch:
         b.destroy()

@@ -13,6 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from tests.lab.watched import watched
 from tunsec.adapters.charon import Charon
 from tunsec.adapters.xfrm import XfrmKernel
 from tunsec.model.flow import Keying
@@ -26,7 +27,6 @@ from tunsec_lab.charon import LabCharon
 from tunsec_lab.cluster import Cluster
 from tunsec_lab.host import Host, Lab
 from tunsec_lab.namespaces import inside
-from tunsec_lab.packets import protect
 from tunsec_lab.probe import Probe
 
 pytestmark = pytest.mark.needs(
@@ -43,41 +43,6 @@ MOVE_SECONDS = 60.0
 T = TypeVar("T")
 OTHER = "connections { other { remote_addrs = 203.0.113.9 } }\n"
 """What somebody else has loaded into charon."""
-
-
-@pytest.fixture
-def lab() -> Iterator[Lab]:
-    with Lab("two-hosts", overlays_up=False) as made:
-        yield made
-
-
-@pytest.fixture
-def watch(lab: Lab) -> Iterator[LeakWatch]:
-    with watching(lab) as seen:
-        yield seen
-
-
-@contextmanager
-def watching(lab: Lab) -> Iterator[LeakWatch]:
-    """Sees every packet from before the first daemon to after the last, and is not blind."""
-    flows = [protect("vxlan", port=port) for port in sorted(ports_of(lab))]
-    with LeakWatch(lab, protected=flows) as seen:
-
-        def clear() -> None:
-            for host in lab.hosts.values():
-                host.raise_overlays()
-            assert all(source.reaches(to) for source, _, to in paths(lab))
-            for host in lab.hosts.values():
-                host.ip(*(f"link set {each.device} down" for each in lab.overlays_of(host)))
-
-        seen.prove_sees(clear)
-        yield seen
-        seen.assert_closed()
-
-
-def ports_of(lab: Lab) -> set[int]:
-    """The UDP ports of all tunnels."""
-    return {overlay.port for overlay in lab.topology.overlays}
 
 
 def paths(lab: Lab) -> list[tuple[Host, Host, str]]:
@@ -394,7 +359,7 @@ def test_the_policy_changes_while_no_daemon_runs(lab: Lab, watch: LeakWatch) -> 
 
 @pytest.mark.timeout(240)
 def test_one_flow_by_ike_beside_one_by_directory() -> None:
-    with Lab("two-ports", overlays_up=False) as lab, watching(lab):
+    with Lab("two-ports", overlays_up=False) as lab, watched(lab):
         cluster, _ = begin(lab, flows=MIXED, defaults=QUICK)
         with nothing_lost(lab, rate=500):
             before = [

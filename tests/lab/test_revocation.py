@@ -11,12 +11,10 @@ from tests.lab.test_vxlan_directory import (
     QUICK,
     answered,
     bring_up,
-    lower_overlays,
 )
 from tunsec_lab.capture import LeakWatch
 from tunsec_lab.cluster import Cluster
 from tunsec_lab.host import Host, Lab
-from tunsec_lab.packets import protect
 from tunsec_lab.probe import Probe
 
 pytestmark = pytest.mark.needs(
@@ -32,24 +30,6 @@ def lab() -> Iterator[Lab]:
     """Three hosts whose overlay devices are down."""
     with Lab("three-hosts", overlays_up=False) as made:
         yield made
-
-
-@pytest.fixture
-def watch(lab: Lab) -> Iterator[LeakWatch]:
-    """Sees every packet from before the first daemon to after the last, and is not blind."""
-    a, b, _ = lab.hosts.values()
-    with LeakWatch(lab, protected=[protect("vxlan")]) as seen:
-
-        def clear() -> None:
-            for host in (a, b):
-                host.raise_overlays()
-            assert a.reaches(red(b))
-            for host in (a, b):
-                lower_overlays(host)
-
-        seen.prove_sees(clear)
-        yield seen
-        seen.assert_closed()
 
 
 def red(host: Host) -> str:

@@ -5,10 +5,9 @@ from collections import Counter
 import pytest
 
 from tests.lab.pile_up import assert_nothing_piled_up, piled_up
-from tunsec_lab.capture import LeakWatch
+from tests.lab.watched import watched
 from tunsec_lab.cluster import Cluster
 from tunsec_lab.host import Host, Lab
-from tunsec_lab.packets import protect
 from tunsec_lab.probe import Probe
 
 DAY = 86_400
@@ -23,16 +22,7 @@ def test_a_day_of_hourly_rekeys_loses_leaks_and_leaves_nothing() -> None:
     with Lab("two-hosts", overlays_up=False) as lab:
         a, b = lab.hosts.values()
         red = b.overlay_addresses("red")[0]
-        with LeakWatch(lab, protected=[protect("vxlan")]) as watch:
-
-            def clear() -> None:
-                for host in (a, b):
-                    host.raise_overlays()
-                assert a.reaches(red)
-                for host in (a, b):  # before the watch looks again: devices speak by themselves
-                    host.ip(*(f"link set {each.device} down" for each in lab.overlays_of(host)))
-
-            watch.prove_sees(clear)
+        with watched(lab) as watch:
             cluster = Cluster(lab)
             cluster.start_all()
             for host in (a, b):

@@ -13,11 +13,10 @@ from collections import Counter
 import pytest
 
 from tests.lab.pile_up import assert_nothing_piled_up, lines, piled_up
+from tests.lab.watched import watched
 from tunsec.adapters.vici_socket import ViciSocket
-from tunsec_lab.capture import LeakWatch
 from tunsec_lab.cluster import Cluster
 from tunsec_lab.host import Host, Lab
-from tunsec_lab.packets import protect
 from tunsec_lab.probe import Probe
 from tunsec_lab.topology import parse_topology
 
@@ -53,16 +52,7 @@ def test_days_of_rekeys_by_ike_lose_leak_and_leave_nothing() -> None:
     with Lab(parse_topology(TWO_HOSTS, name="two-hosts-ipv4"), overlays_up=False) as lab:
         a, b = lab.hosts.values()
         red = b.overlay_addresses("red")[0]
-        with LeakWatch(lab, protected=[protect("vxlan")], count_esp_only=True) as watch:
-
-            def clear() -> None:
-                for host in (a, b):
-                    host.raise_overlays()
-                assert a.reaches(red)
-                for host in (a, b):  # before the watch looks again: devices speak by themselves
-                    host.ip(*(f"link set {each.device} down" for each in lab.overlays_of(host)))
-
-            watch.prove_sees(clear)
+        with watched(lab, count_esp_only=True) as watch:
             cluster = Cluster(lab, defaults="  {keying: ike}\n", ike=IKE)
             for host in (a, b):
                 cluster.start_charon(host)

@@ -4,7 +4,6 @@ import re
 import signal
 import stat
 import time
-from collections.abc import Iterator
 from itertools import permutations
 
 import pytest
@@ -14,7 +13,6 @@ from tunsec.wire.control import PolicyBody
 from tunsec_lab.capture import LeakWatch
 from tunsec_lab.cluster import Cluster
 from tunsec_lab.host import Host, Lab
-from tunsec_lab.packets import protect
 from tunsec_lab.probe import Probe
 
 pytestmark = pytest.mark.needs(
@@ -23,40 +21,6 @@ pytestmark = pytest.mark.needs(
 
 QUICK = "  rekey: {after: 1s, hard: 10m, jitter: 0%}\n"
 FOREIGN_KEY = "0x" + "42" * 20
-
-
-@pytest.fixture
-def lab() -> Iterator[Lab]:
-    """Two hosts; their overlay devices are down, so that nothing is sent before a daemon is up."""
-    with Lab("two-hosts", overlays_up=False) as made:
-        yield made
-
-
-@pytest.fixture
-def watch(lab: Lab) -> Iterator[LeakWatch]:
-    """Sees every packet from before the first daemon to after the last, and is not blind.
-
-    It is shown clear packets first, on the very devices that are protected later.
-    """
-    a, b = lab.hosts.values()
-    with LeakWatch(lab, protected=[protect("vxlan")]) as seen:
-
-        def clear() -> None:
-            for host in (a, b):
-                host.raise_overlays()
-            assert a.reaches(b.overlay_addresses("red")[0])
-            assert a.reaches(b.overlay_addresses("blue")[0])
-            for host in (a, b):
-                lower_overlays(host)
-
-        seen.prove_sees(clear)
-        yield seen
-        seen.assert_closed()
-
-
-def lower_overlays(host: Host) -> None:
-    """Take overlay devices down: what a host that runs no daemon yet must not use."""
-    host.ip(*(f"link set {each.device} down" for each in host.lab.overlays_of(host)))
 
 
 def bring_up(cluster: Cluster, *hosts: Host) -> None:
@@ -278,7 +242,7 @@ def test_another_ipsec_user_is_left_alone(lab: Lab, watch: LeakWatch) -> None:
     sas, sps = kernel_of(a)
     assert (len(sas), len(sps)) == (2, 3), "release leaves nothing of ours"
     assert "tunsec" not in a.run(["nft", "list", "tables"]).stdout
-    lower_overlays(a)
+    a.lower_overlays()
 
 
 def foreign_of(host: Host) -> tuple[list[str], list[str]]:
@@ -314,7 +278,7 @@ def test_stop_leaves_the_flow_protected_and_release_opens_it(lab: Lab, watch: Le
     def clear() -> None:
         assert a.reaches(overlays(b)[0])
         for host in (a, b):
-            lower_overlays(host)
+            host.lower_overlays()
 
     assert watch.prove_sees(clear) > 0
     assert kernel_of(a) == ([], [])

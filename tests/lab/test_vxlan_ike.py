@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 
 import pytest
@@ -10,7 +10,6 @@ import pytest
 from tunsec_lab.capture import LeakWatch
 from tunsec_lab.cluster import Cluster
 from tunsec_lab.host import Host, Lab
-from tunsec_lab.packets import protect
 from tunsec_lab.probe import Probe
 
 pytestmark = pytest.mark.needs(
@@ -26,36 +25,6 @@ SAS = 8
 """In the kernel of a host at rest: two families, two senders, two directions."""
 SPS = 4
 """That protect: two families, two directions."""
-
-
-@pytest.fixture
-def lab() -> Iterator[Lab]:
-    with Lab("two-hosts", overlays_up=False) as made:
-        yield made
-
-
-@pytest.fixture
-def watch(lab: Lab) -> Iterator[LeakWatch]:
-    """Sees every packet from before the first daemon to after the last, and is not blind."""
-    a, b = lab.hosts.values()
-    with LeakWatch(lab, protected=[protect("vxlan")]) as seen:
-
-        def clear() -> None:
-            for host in (a, b):
-                host.raise_overlays()
-            assert a.reaches(b.overlay_addresses("red")[0])
-            assert a.reaches(b.overlay_addresses("blue")[0])
-            for host in (a, b):
-                lower_overlays(host)
-
-        seen.prove_sees(clear)
-        yield seen
-        seen.assert_closed()
-
-
-def lower_overlays(host: Host) -> None:
-    """Take overlay devices down."""
-    host.ip(*(f"link set {each.device} down" for each in host.lab.overlays_of(host)))
 
 
 def begin(lab: Lab, *, defaults: str = IKE, ike: str = "  {}\n") -> Cluster:

@@ -316,7 +316,7 @@ def test_the_plain_host_is_closed_without_charon(lab: Lab, watch: LeakWatch) -> 
         assert b.reaches(to)
         both.plain.close()
         assert not clear_gets_in()
-        a.ip(*(f"link set {each.device} down" for each in lab.overlays_of(a)))
+        a.lower_overlays()
 
     watch.prove_sees(open_both)
     assert not b.reaches(to, wait=0.3)

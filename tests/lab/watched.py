@@ -1,0 +1,41 @@
+"""The wire of a lab under watch, by a watch that has shown that it is not blind."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tunsec_lab.capture import LeakWatch
+from tunsec_lab.host import Lab
+from tunsec_lab.packets import protect
+
+
+@contextmanager
+def watched(
+    lab: Lab, *, needs_esp: bool = True, count_esp_only: bool = False
+) -> Iterator[LeakWatch]:
+    """Sees every packet from before the first daemon to after the last; overlays are down again
+    when the block begins.
+
+    It is shown clear packets first, of every overlay, on the very devices that are protected later.
+    """
+    tunnels = {(overlay.kind, overlay.port) for overlay in lab.topology.overlays}
+    flows = [protect(kind, port=port) for kind, port in sorted(tunnels)]
+    with LeakWatch(lab, protected=flows, count_esp_only=count_esp_only) as seen:
+        seen.prove_sees(lambda: speak_in_clear(lab))
+        yield seen
+        seen.assert_closed(needs_esp=needs_esp)
+
+
+def speak_in_clear(lab: Lab) -> None:
+    """The first host reaches every other one over each overlay that they share.
+
+    Devices speak by themselves while they are up, so they go down before the watch looks again.
+    """
+    for host in lab.hosts.values():
+        host.raise_overlays()
+    first, *others = lab.hosts.values()
+    for overlay in lab.overlays_of(first):
+        for other in others:
+            if other.name in overlay.members:
+                assert first.reaches(other.overlay_addresses(overlay.name)[0])
+    for host in lab.hosts.values():
+        host.lower_overlays()
