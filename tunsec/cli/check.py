@@ -78,10 +78,10 @@ def read_policy(file: str) -> str:
 
 
 def _part(intent: "Intent", host: str) -> "Desired":
-    """What a host would hold, with the reqids it would draw if it held none."""
-    from tunsec.policy.desired import assign_reqids, child_ids, desired
+    """What a host would hold, with the numbers it would draw if it held none."""
+    from tunsec.policy.desired import desired
 
-    return desired(intent, host, reqids=assign_reqids(child_ids(intent, host), {}))
+    return desired(intent, host)
 
 
 def _show_problems(file: str, problems: Sequence["Problem"], *, as_json: bool) -> None:

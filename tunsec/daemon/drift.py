@@ -11,6 +11,7 @@ from tunsec.daemon.reconcile import (
     Adoption,
     IkeHolding,
     adopt,
+    held_marks,
     held_reqids,
     late_of_charon,
     overtaken,
@@ -23,12 +24,12 @@ from tunsec.machines.flow import FlowState
 from tunsec.machines.ike_facts import Adopted as IkeAdopted
 from tunsec.model.errors import Refused, Unavailable
 from tunsec.model.flow import Child, ChildId
-from tunsec.model.names import Reqid
 from tunsec.model.sa import Sa, SaId
 from tunsec.model.step import AddSa, AddSp, RemoveSa, RemoveSp, UpdateSp
 from tunsec.plan.diff import Plan, plan
 from tunsec.plan.image import Image
 from tunsec.plan.order import ordered
+from tunsec.policy.desired import Held
 from tunsec.ports import Kernel
 
 log = logging.getLogger("tunsec.drift")
@@ -52,10 +53,19 @@ class Drift:
         self._counters = counters
         self._troubles = troubles
 
-    def with_held_reqids(self, scope: Scope, running: Scope) -> Scope:
-        """The scope with the reqids that its children already have, in the kernel or here."""
-        held: dict[ChildId, Reqid] = held_reqids(scope.children, self._kernel.sps())
-        return scope.with_reqids(held | {child.id: child.reqid for child in running.children})
+    def with_held(self, scope: Scope, running: Scope) -> Scope:
+        """The scope with the reqids and marks that its children already have, in the kernel or
+        here."""
+        sps = self._kernel.sps()
+        marks = held_marks(scope.children, sps) | {
+            (child.id.flow, child.id.tenant): child.mark
+            for child in running.children
+            if child.mark is not None
+        }
+        scope = scope.with_held(Held(scope.held.reqids, marks))
+        reqids = held_reqids(scope.children, sps)
+        reqids |= {child.id: child.reqid for child in running.children}
+        return scope.with_held(Held(reqids, marks))
 
     def close(self, scope: Scope) -> None:
         """Block SPs and inbound protect SPs, before anything else; read back. Raises Refused.

@@ -186,7 +186,7 @@ class Engine:
         Raises Unavailable or Refused when the kernel cannot hold block SPs: the caller must not
         run on, for nothing would be closed.
         """
-        self.scope = scope = self._drift.with_held_reqids(scope, self.scope)
+        self.scope = scope = self._drift.with_held(scope, self.scope)
         self._drift.close(scope)
         self._put_guard()
         self._adopt(scope)
@@ -202,7 +202,7 @@ class Engine:
         block SPs.
         """
         before = self.scope
-        scope = self._drift.with_held_reqids(scope, before)
+        scope = self._drift.with_held(scope, before)
         self._drift.close(scope)
         self.scope = scope
         self._put_guard()
@@ -319,7 +319,7 @@ class Engine:
 
     def plan_for(self, scope: Scope) -> Plan:
         """What `change_scope` would do to the kernel, besides the keys that follow."""
-        then = self._drift.with_held_reqids(scope, self.scope)
+        then = self._drift.with_held(scope, self.scope)
         return self._drift.foresee(self._flows(), self._holdings(), then)
 
     @property

@@ -54,7 +54,10 @@ def log_transition(
     log: logging.Logger, child: ChildId, *, was: str, phase: str, reason: str
 ) -> None:
     """One line for a flow that went from one phase to another; `reason` where there is one."""
-    about: dict[str, object] = {"peer": child.peer, "flow": child.flow, "local": child.local}
+    about: dict[str, object] = {"peer": child.peer, "flow": child.flow}
+    if child.tenant is not None:
+        about["tenant"] = child.tenant
+    about["local"] = child.local
     if reason:
         about["reason"] = reason
     log.info(f"{was} -> {phase}", extra=fields(about))

@@ -21,7 +21,6 @@ from tunsec.keying.newest import Newest
 from tunsec.model.flow import Kind
 from tunsec.model.guard import GuardedFlow
 from tunsec.model.names import FlowName
-from tunsec.model.ownership import PRIORITY_BLOCK
 from tunsec.model.selector import PortMatch, Selector
 from tunsec.model.sp import Sp, SpAction, SpDirection, SpId
 
@@ -214,6 +213,7 @@ def _plain(gone: Retired) -> dict[str, Any]:
         "blocks": [
             {
                 "direction": sp.id.direction,
+                "priority": sp.priority,
                 "src": str(sp.id.selector.src),
                 "dst": str(sp.id.selector.dst),
                 "proto": sp.id.selector.proto,
@@ -240,7 +240,7 @@ def _retired(known: Mapping[str, Any]) -> Retired:
                     ),
                     SpDirection(block["direction"]),
                 ),
-                PRIORITY_BLOCK,
+                int(block["priority"]),
                 SpAction.BLOCK,
             )
             for block in known["blocks"]

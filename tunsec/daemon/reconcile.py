@@ -8,13 +8,25 @@ from tunsec.machines.flow import FlowState
 from tunsec.machines.ike_facts import Adopted as IkeAdopted
 from tunsec.machines.ike_facts import KernelSa
 from tunsec.model.flow import Child, ChildId, Keying
-from tunsec.model.names import Address, Reqid, Spi
-from tunsec.model.ownership import PRIORITY_BLOCK, is_our_sa, is_our_sp
+from tunsec.model.names import Address, Mark, Reqid, Spi
+from tunsec.model.ownership import BLOCK_PRIORITIES, is_our_sa, is_our_sp
 from tunsec.model.sa import UNLIMITED, Sa, SaDirection, SaId
 from tunsec.model.sp import Sp, SpAction, SpDirection, SpId
 from tunsec.plan.image import Image, Wanted, WantedSa, wanted
 from tunsec.plan.sas import inbound_sa, outbound_sa
-from tunsec.policy.desired import inbound_sps, outbound_sps
+from tunsec.policy.desired import Sharing, inbound_sps, outbound_sps
+
+
+def held_marks(children: Iterable[Child], sps: Mapping[SpId, Sp]) -> dict[Sharing, Mark]:
+    """Marks that our SPs in the kernel already give to tenants. The reqid tells whose SP it is."""
+    by_reqid = {child.reqid: child for child in children if child.mark is not None}
+    held: dict[Sharing, Mark] = {}
+    for sp in sps.values():
+        if sp.id.mark is not None and sp.templates and is_our_sp(sp):
+            child = by_reqid.get(sp.templates[0].reqid)
+            if child is not None:
+                held[child.id.flow, child.id.tenant] = sp.id.mark
+    return held
 
 
 def held_reqids(children: Iterable[Child], sps: Mapping[SpId, Sp]) -> dict[ChildId, Reqid]:
@@ -220,7 +232,7 @@ def overtaken(children: Iterable[Child], have: Image) -> tuple[tuple[ChildId, Sp
     foreign = [
         sp
         for sp in have.sps.values()
-        if not is_our_sp(sp) and sp.priority <= PRIORITY_BLOCK and sp.id.if_id is None
+        if not is_our_sp(sp) and sp.priority <= max(BLOCK_PRIORITIES) and sp.id.if_id is None
     ]
     if not foreign:
         return ()

@@ -1,7 +1,7 @@
 """What this daemon answers for: the policy's part for this host, less what was released, plus what
 the policy dropped and nobody has released yet."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -11,10 +11,10 @@ from tunsec.machines.offer import RolloverRule
 from tunsec.model.clock import Seconds
 from tunsec.model.flow import Child, ChildId, Keying
 from tunsec.model.guard import Guard, GuardedFlow, TunnelDevice
-from tunsec.model.names import Address, FlowName, HostName, Mark, Reqid
+from tunsec.model.names import Address, FlowName, HostName, Mark
 from tunsec.model.sp import Sp, SpId
 from tunsec.plan.image import Image
-from tunsec.policy.desired import Desired, assign_reqids, child_ids, desired
+from tunsec.policy.desired import NOTHING_HELD, Desired, Held, desired
 from tunsec.policy.intent import Intent
 from tunsec.ports import OverlayDevice
 
@@ -37,14 +37,14 @@ class Retired:
 
 @dataclass(frozen=True)
 class Scope:
-    """One host's responsibilities. `held` are reqids that children already have."""
+    """One host's responsibilities. `held` are the numbers that children already have."""
 
     host: HostName
     intent: Intent | None = None
     source: str = ""
     released: frozenset[FlowName] = frozenset()
     retired: tuple[Retired, ...] = ()
-    held: Mapping[ChildId, Reqid] | None = None
+    held: Held = NOTHING_HELD
 
     @classmethod
     def empty(cls, host: HostName) -> "Scope":
@@ -63,8 +63,7 @@ class Scope:
     def _desired(self) -> Desired | None:
         if self.managed is None:
             return None
-        ids = child_ids(self.managed, self.host)
-        return desired(self.managed, self.host, reqids=assign_reqids(ids, self.held or {}))
+        return desired(self.managed, self.host, held=self.held)
 
     @property
     def children(self) -> tuple[Child, ...]:
@@ -98,7 +97,7 @@ class Scope:
         return Guard(
             self.guarded,
             tuple(
-                TunnelDevice(device.name, device.ifindex, device.kind, device.port)
+                TunnelDevice(device.name, device.ifindex, device.kind, device.port, device.vni)
                 for device in devices
                 if (device.kind, device.port) in ports
             ),
@@ -144,8 +143,8 @@ class Scope:
         longest = max(rule.hard_after for rule in rules)
         return RolloverRule(quickest.after, quickest.jitter, Seconds(max(longest, OFFER_LIFETIME)))
 
-    def with_reqids(self, held: Mapping[ChildId, Reqid]) -> "Scope":
-        """The same, with children keeping the reqids they have in the kernel."""
+    def with_held(self, held: Held) -> "Scope":
+        """The same, with children keeping the numbers they have in the kernel."""
         return replace(self, held=held)
 
     def with_policy(self, intent: Intent, source: str, *, keep_released: bool = False) -> "Scope":

@@ -267,7 +267,7 @@ class Service:
         counters, troubles = Counters(), Troubles()
         drift = Drift(kernel=self._kernel, counters=counters, troubles=troubles)
         try:
-            scope = drift.with_held_reqids(scope, Scope.empty(scope.host))
+            scope = drift.with_held(scope, Scope.empty(scope.host))
             drift.close(scope)
         finally:
             self._guard = NftGuard(boot_file=self._settings.state / "guard.nft")

@@ -5,7 +5,7 @@ from enum import StrEnum
 
 from tunsec.model.aead import Aead
 from tunsec.model.clock import Seconds
-from tunsec.model.names import Address, FlowName, HostName, Reqid, TenantName
+from tunsec.model.names import Address, FlowName, HostName, Mark, Reqid, TenantName
 from tunsec.model.selector import Selector
 
 
@@ -101,3 +101,6 @@ class Child:
     """What the policy allows; one name when it fixes it."""
     replay_window: int
     offload: OffloadWish = OffloadWish.NONE
+    mark: Mark | None = None
+    """What tells its packets from those of the flow's other tenants: its SPs match it, and what its
+    inbound SAs decrypt bears it. None where a flow has no tenants."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from tunsec.model.flow import Kind
-from tunsec.model.names import Address
+from tunsec.model.names import Address, Vni
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,7 @@ class OverlayDevice:
     mtu: int
     local: Address | None
     remote: Address | None
-    vni: int | None
+    vni: Vni | None
     external: bool
     underlay_mtu: int | None
     """MTU of the route to `remote`, or of the bound device; None when neither is known."""

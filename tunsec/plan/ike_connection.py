@@ -140,6 +140,7 @@ def _child(name: str, child: Child, setup: IkeSetup) -> IkeChild:
         volume=Limits(None, _readable_bytes(ends.hard_bytes)),
         packets=Limits(None, _readable_packets(ends.hard_packets)),
         label=name,
+        set_mark_in=child.mark,
         offload=child.offload,
     )
 

@@ -40,6 +40,7 @@ def _sa(child: Child, spi: Spi, *, aead: Aead, key: Secret | None, inbound: bool
         key,
         lifetimes=lifetimes(child.rekey, inbound=inbound),
         replay=Replay(window=child.replay_window, esn=True),
+        output_mark=child.mark if inbound else None,
     )
 
 

@@ -20,11 +20,12 @@ from tunsec.policy.resolve import (
     keying_of,
     mode_of,
     names_between,
+    other_tenants_of,
     port_of,
     rekey_of,
 )
 from tunsec.policy.units import span_text
-from tunsec.policy.values import ALL
+from tunsec.policy.values import ALL, OtherTenants
 
 TENANT_KINDS: Final = [kind for kind in Kind if ON_WIRE[kind].has_networks]
 CONNECTION_KINDS: Final = [kind for kind in Kind if ON_WIRE[kind].has_connections]
@@ -124,7 +125,11 @@ def _service_addresses(file: PolicyFile, reading: Reading) -> Iterator[Flaw]:
 def _marks(file: PolicyFile) -> Iterator[Flaw]:
     """Each tenant needs a mark of its own: the top bit says tunnel, the others count tenants."""
     low, high = file.marks.bits
-    tenants = sum(len(flow.tenants or ()) for flow in file.flows.values())
+    tenants = sum(
+        len(flow.tenants) + (other_tenants_of(file, flow) is OtherTenants.SHARED)
+        for flow in file.flows.values()
+        if flow.tenants
+    )
     if tenants > 2 ** (high - low) - 1:
         yield Flaw(
             ("marks", "bits"),

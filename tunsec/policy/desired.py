@@ -9,30 +9,42 @@ outbound_sps      send only by one SA, pinned by its SPI
 import hashlib
 import ipaddress
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from tunsec.model.errors import Bug
 from tunsec.model.flow import Child, ChildId, Mode
-from tunsec.model.guard import GuardedFlow
-from tunsec.model.names import Address, HostName, Mark, Network, Reqid, Spi
+from tunsec.model.guard import GuardedFlow, TenantMark
+from tunsec.model.names import (
+    Address,
+    FlowName,
+    HostName,
+    Mark,
+    Network,
+    Reqid,
+    Spi,
+    TenantName,
+)
 from tunsec.model.ownership import (
-    PRIORITY_BLOCK,
-    PRIORITY_PROTECT,
     REQID_FIRST,
     REQID_LAST,
+    block_priority,
     is_our_reqid,
+    protect_priority,
 )
 from tunsec.model.selector import Selector, any_network
 from tunsec.model.sp import Sp, SpAction, SpDirection, SpId, Template
 from tunsec.policy.intent import Flow, Host, Intent
 from tunsec.policy.kinds import ON_WIRE, selectors
-from tunsec.policy.values import LocalSenders, Strangers
+from tunsec.policy.values import LocalSenders, OtherTenants, Strangers
 
 REPLAY_WINDOW: Final = 1024
 """Packets. 64, the usual choice, drops honest packets that several queues put out of order."""
 
 _REQIDS: Final = REQID_LAST - REQID_FIRST + 1
+
+Sharing = tuple[FlowName, TenantName | None]
+"""Whose packets one mark names: a tenant's of a flow, or (None) all VNIs without a tenant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,22 +109,66 @@ def _free_reqid(child_id: ChildId, taken: Mapping[Reqid, ChildId]) -> Reqid:
     if len(taken) >= _REQIDS:
         raise Bug(f"more than {_REQIDS} children")
     parts = (child_id.peer, child_id.flow, child_id.tenant or "", child_id.local, child_id.remote)
-    digest = hashlib.sha256("\n".join(str(part) for part in parts).encode()).digest()
-    offset = int.from_bytes(digest[:8], "big") % _REQIDS
+    offset = _hashed(parts) % _REQIDS
     while Reqid(REQID_FIRST + offset) in taken:
         offset = (offset + 1) % _REQIDS
     return Reqid(REQID_FIRST + offset)
 
 
-def desired(intent: Intent, host: str, *, reqids: Mapping[ChildId, Reqid]) -> Desired:
-    """What `host` must hold; `reqids` has one for each of its `child_ids`.
+def _hashed(parts: Iterable[object]) -> int:
+    digest = hashlib.sha256("\n".join(str(part) for part in parts).encode()).digest()
+    return int.from_bytes(digest[:8], "big")
 
-    Raises PolicyError when the policy does not name the host.
+
+def assign_marks(intent: Intent, host: str, held: Mapping[Sharing, Mark]) -> dict[Sharing, Mark]:
+    """A mark for each tenant of a host's flows: the one it holds, else one drawn from its name.
+
+    Marks are a host's own business: its peers may use others. What is held twice, or lies outside
+    of the policy's bits, counts as not held.
     """
     own = intent.host(host)
+    wanted = [
+        (flow.name, tenant)
+        for flow in intent.flows
+        if flow.tenants and own.name in flow.hosts
+        for tenant in _tenants(flow)
+    ]
+    taken: dict[int, Sharing] = {}
+    for sharing in wanted:
+        number = intent.marks.number(held[sharing]) if sharing in held else None
+        if number is not None:
+            taken.setdefault(number, sharing)
+    assigned = {sharing: number for number, sharing in taken.items()}
+    for sharing in wanted:
+        if sharing in assigned:
+            continue
+        number = _hashed((sharing[0], sharing[1] or "")) % intent.marks.tenants + 1
+        while number in taken:
+            number = number % intent.marks.tenants + 1
+        taken[number] = sharing
+        assigned[sharing] = number
+    return {sharing: intent.marks.tenant(assigned[sharing]) for sharing in wanted}
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Numbers that children already have: they keep them, whatever the policy now says."""
+
+    reqids: Mapping[ChildId, Reqid] = field(default_factory=dict)
+    marks: Mapping[Sharing, Mark] = field(default_factory=dict)
+
+
+NOTHING_HELD: Final = Held()
+
+
+def desired(intent: Intent, host: str, *, held: Held = NOTHING_HELD) -> Desired:
+    """What `host` must hold. Raises PolicyError when the policy does not name the host."""
+    own = intent.host(host)
+    reqids = assign_reqids(child_ids(intent, host), held.reqids)
+    marks = assign_marks(intent, host, held.marks)
     flows = [flow for flow in intent.flows if own.name in flow.hosts]
     children = [
-        _child(child_id, flow=flow, reqids=reqids)
+        _child(child_id, flow=flow, reqids=reqids, marks=marks)
         for flow in flows
         for child_id, _ in _children(intent, own, flow=flow)
     ]
@@ -126,7 +182,7 @@ def desired(intent: Intent, host: str, *, reqids: Mapping[ChildId, Reqid]) -> De
         host=own.name,
         children=tuple(sorted(children, key=lambda child: child_order(child.id))),
         blocks=tuple(sorted(blocks.values(), key=_sp_order)),
-        guarded=tuple(_guarded(intent, own, flow=flow) for flow in flows),
+        guarded=tuple(_guarded(intent, own, flow=flow, marks=marks) for flow in flows),
         tunnel_mark=intent.marks.tunnel,
     )
 
@@ -138,7 +194,7 @@ def inbound_sps(child: Child) -> tuple[Sp, ...]:
     """
     template = Template(src=child.id.remote, dst=child.id.local, reqid=child.reqid)
     return tuple(
-        _protect(selector, SpDirection.IN, template=template, priority=child.priority)
+        _protect(selector, SpDirection.IN, template=template, child=child)
         for selector in child.inbound
     )
 
@@ -150,15 +206,14 @@ def outbound_sps(child: Child, spi: Spi) -> tuple[Sp, ...]:
     """
     template = Template(src=child.id.local, dst=child.id.remote, reqid=child.reqid, spi=spi)
     return tuple(
-        _protect(selector, SpDirection.OUT, template=template, priority=child.priority)
+        _protect(selector, SpDirection.OUT, template=template, child=child)
         for selector in child.outbound
     )
 
 
-def _protect(
-    selector: Selector, direction: SpDirection, *, template: Template, priority: int
-) -> Sp:
-    return Sp(SpId(selector, direction), priority, SpAction.ALLOW, (template,))
+def _protect(selector: Selector, direction: SpDirection, *, template: Template, child: Child) -> Sp:
+    sp_id = SpId(selector, direction, mark=child.mark)
+    return Sp(sp_id, child.priority, SpAction.ALLOW, (template,))
 
 
 def _peers(intent: Intent, own: Host, *, flow: Flow) -> list[Host]:
@@ -167,18 +222,29 @@ def _peers(intent: Intent, own: Host, *, flow: Flow) -> list[Host]:
 
 
 def _children(intent: Intent, own: Host, *, flow: Flow) -> Iterator[tuple[ChildId, Host]]:
-    """Every pair of a local and a remote address of one family."""
+    """Every pair of a local and a remote address of one family, for each tenant."""
     for peer in _peers(intent, own, flow=flow):
         for local in own.addresses:
             for remote in peer.addresses:
                 if local.version == remote.version:
-                    yield ChildId(peer.name, flow.name, None, local, remote), peer
+                    for tenant in _tenants(flow):
+                        yield ChildId(peer.name, flow.name, tenant, local, remote), peer
 
 
-def _child(child_id: ChildId, *, flow: Flow, reqids: Mapping[ChildId, Reqid]) -> Child:
-    if child_id not in reqids:
-        raise Bug(f"no reqid for {child_id}")
-    if flow.mode is not Mode.ESP or flow.tenants or flow.service_addresses:
+def _tenants(flow: Flow) -> tuple[TenantName | None, ...]:
+    """Who has SAs of a flow: each tenant, and (None) all other VNIs together, unless blocked."""
+    named = tuple(tenant.name for tenant in flow.tenants)
+    return (*named, None) if flow.other_tenants is OtherTenants.SHARED else named
+
+
+def _child(
+    child_id: ChildId,
+    *,
+    flow: Flow,
+    reqids: Mapping[ChildId, Reqid],
+    marks: Mapping[Sharing, Mark],
+) -> Child:
+    if flow.mode is not Mode.ESP or flow.service_addresses:
         raise Bug(f"flow {flow.name} was not refused: {flow}")
     local, remote = _network(child_id.local), _network(child_id.remote)
     return Child(
@@ -188,11 +254,12 @@ def _child(child_id: ChildId, *, flow: Flow, reqids: Mapping[ChildId, Reqid]) ->
         reqid=reqids[child_id],
         outbound=selectors(flow.kind, SpDirection.OUT, port=flow.port, src=local, dst=remote),
         inbound=selectors(flow.kind, SpDirection.IN, port=flow.port, src=remote, dst=local),
-        priority=PRIORITY_PROTECT + ON_WIRE[flow.kind].precedence,
+        priority=protect_priority(ON_WIRE[flow.kind].precedence),
         rekey=flow.rekey,
         aeads=flow.aeads,
         replay_window=REPLAY_WINDOW,
         offload=flow.offload,
+        mark=marks[flow.name, child_id.tenant] if flow.tenants else None,
     )
 
 
@@ -216,10 +283,13 @@ def _blocks(flow: Flow, *, there: Network) -> Iterator[Sp]:
         (SpDirection.IN, there, anywhere),
     ):
         for selector in selectors(flow.kind, direction, port=flow.port, src=src, dst=dst):
-            yield Sp(SpId(selector, direction), PRIORITY_BLOCK, SpAction.BLOCK)
+            priority = block_priority(ON_WIRE[flow.kind].precedence)
+            yield Sp(SpId(selector, direction), priority, SpAction.BLOCK)
 
 
-def _guarded(intent: Intent, own: Host, *, flow: Flow) -> GuardedFlow:
+def _guarded(
+    intent: Intent, own: Host, *, flow: Flow, marks: Mapping[Sharing, Mark]
+) -> GuardedFlow:
     on_wire = ON_WIRE[flow.kind]
     return GuardedFlow(
         flow=flow.name,
@@ -232,6 +302,11 @@ def _guarded(intent: Intent, own: Host, *, flow: Flow) -> GuardedFlow:
         ),
         tunnel_only=flow.local_senders is LocalSenders.TUNNEL_ONLY,
         strangers_blocked=flow.strangers is Strangers.BLOCKED,
+        tenants=tuple(
+            TenantMark(tenant.name, tenant.vni, marks[flow.name, tenant.name])
+            for tenant in flow.tenants
+        ),
+        others=marks.get((flow.name, None)),
     )
 
 

@@ -84,6 +84,20 @@ class Marks:
         """The mark that the egress of tunnel devices sets."""
         return Mark(1 << self.high, 1 << self.high)
 
+    @property
+    def tenants(self) -> int:
+        """How many tenants they can tell apart."""
+        return (1 << (self.high - self.low)) - 1
+
+    def tenant(self, number: int) -> Mark:
+        """The mark of a tenant, who comes from a tunnel device too; numbers begin with 1."""
+        return Mark(self.tunnel.value | number << self.low, self.mask)
+
+    def number(self, mark: Mark) -> int | None:
+        """The tenant's number in a mark; None when it is no tenant's mark of these bits."""
+        number = (mark.value & ~self.tunnel.value) >> self.low
+        return number if number > 0 and self.tenant(number) == mark else None
+
 
 @dataclass(frozen=True, slots=True)
 class Flow:

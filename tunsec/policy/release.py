@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tunsec.model.errors import Problem
-from tunsec.model.flow import Kind, Mode, OffloadWish
+from tunsec.model.flow import Mode, OffloadWish
 from tunsec.policy.problems import Flaw, Path
 
 NOT_IN_RELEASE: Final = "is not in this release"
@@ -29,12 +29,11 @@ class Later:
 
     @property
     def name(self) -> str:
-        """What the operator calls it: `kind geneve`, `tenants`."""
+        """What the operator calls it: `mode ktls`, `on_reconnect`."""
         key = self.where[-1]
         return f"'{key}'" if self.value == ANYTHING else f"'{key}: {self.value}'"
 
 
-_LEAVE_OUT: Final = "leave the flow out: its traffic is not protected by tunsec yet"
 _DELETE: Final = "delete the key"
 
 
@@ -44,14 +43,7 @@ def _everywhere(key: str, value: str, remedy: str) -> tuple[Later, Later]:
 
 
 LATER: Final[tuple[Later, ...]] = (
-    Later(("flows", ANYTHING, "kind"), Kind.GENEVE, _LEAVE_OUT),
-    Later(("flows", ANYTHING, "kind"), Kind.RDS_TCP, _LEAVE_OUT),
-    Later(("flows", ANYTHING, "kind"), Kind.ROCEV2, _LEAVE_OUT),
-    Later(("flows", ANYTHING, "kind"), Kind.TCP, _LEAVE_OUT),
-    Later(("flows", ANYTHING, "kind"), Kind.UDP, _LEAVE_OUT),
     *_everywhere("mode", Mode.KTLS, "use 'mode: esp'"),
-    Later(("flows", ANYTHING, "tenants"), ANYTHING, "delete the key: one SA carries all VNIs"),
-    *_everywhere("other_tenants", ANYTHING, _DELETE),
     Later(("service_addresses",), ANYTHING, "delete it, and its names from 'between'"),
     *_everywhere("offload", OffloadWish.CRYPTO, "use 'offload: none'"),
     *_everywhere("offload", OffloadWish.PACKET, "use 'offload: none'"),

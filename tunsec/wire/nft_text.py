@@ -41,6 +41,11 @@ EARLY: Final = -300
 CLEAR_OUT: Final = "clear_out"
 CLEAR_IN: Final = "clear_in"
 LOCAL_INJECTION: Final = "local_injection"
+CROSS_TENANT: Final = "cross_tenant"
+
+VNI_BITS: Final = "@th,96,24"
+"""Behind 8 bytes of UDP header and 4 of VXLAN's (RFC 7348 section 5) or Geneve's (RFC 8926 section
+3.4): both have the VNI in the same place."""
 
 _KINDS: Final = (
     *("chain", "map", "set", "flowtable", "counter", "quota", "limit", "synproxy", "secmark"),
@@ -50,6 +55,8 @@ _KINDS: Final = (
 
 Table = Mapping[str, tuple[str, ...]]
 Ruleset = Mapping[str, Table]
+
+_COUNTED: Final = (CLEAR_OUT, CLEAR_IN, LOCAL_INJECTION, CROSS_TENANT)
 
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_-]")
 _LABEL: Final = re.compile(r"(?:[A-Za-z0-9_-]|\.[0-9a-f]{2})+")
@@ -103,7 +110,7 @@ def inet_table(guard: Guard) -> Table:
         if flow.strangers_blocked:
             output += _leaving(flow, label, guard.tunnel_mark, to="", after_nat=False)
             postrouting += _leaving(flow, label, guard.tunnel_mark, to="", after_nat=True)
-            arriving += _arriving(flow, label, source="")
+            arriving += (*_arriving(flow, label, source=""), *_crossing(flow, label, source=""))
             continue
         for version in (4, 6):
             peers = sorted(str(peer) for peer in flow.peers if peer.version == version)
@@ -118,6 +125,7 @@ def inet_table(guard: Guard) -> Table:
             output += _leaving(flow, label, guard.tunnel_mark, to=to, after_nat=False)
             postrouting += _leaving(flow, label, guard.tunnel_mark, to=to, after_nat=True)
             arriving += _arriving(flow, label, source=source)
+            arriving += _crossing(flow, label, source=source)
     blocks["chain output"] = (_base("output", LATE), *output)
     blocks["chain postrouting"] = (_base("postrouting", LATE), *postrouting)
     blocks["chain input"] = (_base("input", EARLY), *arriving)
@@ -130,10 +138,19 @@ def netdev_table(guard: Guard) -> Table:
     return {
         f"chain mark.{device.ifindex}": (
             _base(f'egress device "{_device_name(device)}"', LATE),
-            _set_mark(guard.tunnel_mark),
+            _set_mark(_mark_of(device, guard)),
         )
         for device in sorted(guard.devices, key=lambda device: device.ifindex)
     }
+
+
+def _mark_of(device: TunnelDevice, guard: Guard) -> Mark:
+    """What a device's packets bear; those of one without a VNI get a tenant's mark elsewhere
+    (wire/tc_text), packet by packet."""
+    for flow in guard.flows:
+        if flow.kind is device.kind and device.port in flow.ports and flow.tenants:
+            return flow.mark_of(device.vni, otherwise=guard.tunnel_mark)
+    return guard.tunnel_mark
 
 
 def replace_script(want: Ruleset, have: Ruleset) -> str:
@@ -237,21 +254,25 @@ def drops_by_flow(packets: Mapping[str, int]) -> dict[str, GuardDrops]:
     counts: dict[str, dict[str, int]] = {}
     for name, count in packets.items():
         what, _, label = name.partition(".")
-        if what in (CLEAR_OUT, CLEAR_IN, LOCAL_INJECTION) and _LABEL.fullmatch(label):
+        if what in _COUNTED and _LABEL.fullmatch(label):
             counts.setdefault(parse_flow_label(label), {})[what] = count
     return {
         flow: GuardDrops(
             clear_out=count.get(CLEAR_OUT, 0),
             clear_in=count.get(CLEAR_IN, 0),
             local_injection=count.get(LOCAL_INJECTION, 0),
+            cross_tenant=count.get(CROSS_TENANT, 0),
         )
         for flow, count in counts.items()
     }
 
 
 def _counters_of(flow: GuardedFlow) -> tuple[str, ...]:
-    both = (CLEAR_OUT, CLEAR_IN)
-    return (*both, LOCAL_INJECTION) if flow.tunnel_only else both
+    return (
+        *(CLEAR_OUT, CLEAR_IN),
+        *((LOCAL_INJECTION,) if flow.tunnel_only else ()),
+        *((CROSS_TENANT,) if flow.tenants else ()),
+    )
 
 
 def _base(hook: str, priority: int) -> str:
@@ -273,6 +294,25 @@ def _leaving(
 def _arriving(flow: GuardedFlow, label: str, *, source: str) -> Iterator[str]:
     for ports in _port_tests(flow):
         yield f"{ports}{source} meta ipsec missing {_count_and_drop(CLEAR_IN, label)}"
+
+
+def _crossing(flow: GuardedFlow, label: str, *, source: str) -> Iterator[str]:
+    """Drops what one tenant's key decrypted and another one's network would receive.
+
+    The VNI is compared here, behind ESP and before the tunnel device, so that it does not matter
+    which device takes the packet.
+    """
+    if not flow.tenants:
+        return
+    rules = [(one.mark, f"!= {one.vni:#x}") for one in flow.tenants]
+    if flow.others is not None:
+        vnis = [f"{vni:#x}" for vni in sorted(one.vni for one in flow.tenants)]
+        rules.append((flow.others, vnis[0] if len(vnis) == 1 else f"{{ {', '.join(vnis)} }}"))
+    for ports in _port_tests(flow):
+        for mark, vni in rules:
+            marked = f"meta mark & {mark.mask:#010x} == {mark.value:#010x}"
+            dropped = _count_and_drop(CROSS_TENANT, label)
+            yield f"{ports}{source} {marked} {VNI_BITS} {vni} {dropped}"
 
 
 def _port_tests(flow: GuardedFlow) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from tunsec.model.ike_sa import ChildEstablished, ChildSa, IkeEstablished, IkeSa
 from tunsec.model.names import HostName
 from tunsec.plan.ike_connection import IkeSetup, ike_connection, slots
 from tunsec.plan.ike_options import ignored_options
-from tunsec.policy.desired import assign_reqids, child_ids, desired
+from tunsec.policy.desired import desired
 from tunsec.policy.intent import Intent, parse_policy
 from tunsec_lab.host import Lab
 
@@ -34,8 +34,7 @@ class Ends:
     def children(self, side: Side) -> tuple[Child, ...]:
         """Of a side."""
         name = side.host.name
-        reqids = assign_reqids(child_ids(self.intent, name), {})
-        found = desired(self.intent, name, reqids=reqids).children
+        found = desired(self.intent, name).children
         return tuple(child for child in found if child.id.local.version == self.version)
 
     def connection(self, side: Side, *, variant: int = 0) -> IkeConnection:

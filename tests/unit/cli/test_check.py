@@ -82,16 +82,16 @@ def test_json_of_a_good_policy(policy: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_json_of_a_bad_policy(policy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    policy.write_text(POLICY.replace("vxlan", "geneve"))
+    policy.write_text(POLICY.replace("vxlan", "vxlan, offload: auto"))
     assert tunsec("check", str(policy), "--json") == 1
     assert json.loads(capsys.readouterr().out) == {
         "file": str(policy),
         "good": False,
         "problems": [
             {
-                "where": f"{policy}:6: flows.overlay.kind",
-                "what": "'kind: geneve' is not in this release",
-                "remedy": "leave the flow out: its traffic is not protected by tunsec yet",
+                "where": f"{policy}:6: flows.overlay.offload",
+                "what": "'offload: auto' is not in this release",
+                "remedy": "use 'offload: none'",
             }
         ],
     }

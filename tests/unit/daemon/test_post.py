@@ -21,7 +21,7 @@ from tunsec.model.errors import Refused
 from tunsec.model.flow import Child, ChildId
 from tunsec.model.names import Boot, ConfirmationSeq, FlowName, HostName, OfferSeq, Spi
 from tunsec.model.secret import Secret
-from tunsec.policy.desired import assign_reqids, child_ids, desired
+from tunsec.policy.desired import desired
 from tunsec.ports import Record
 
 AEAD = Aead.AES_128_GCM
@@ -114,8 +114,7 @@ class Room:
 
     def child(self) -> Child:
         """Its child towards the other of the two."""
-        reqids = assign_reqids(child_ids(self.intent, self.name), {})
-        found = desired(self.intent, self.name, reqids=reqids)
+        found = desired(self.intent, self.name)
         return next(child for child in found.children if child.id.peer in (H0, H1))
 
 

@@ -4,7 +4,7 @@ from tunsec.daemon.scope import Scope
 from tunsec.model.names import FlowName, HostName
 from tunsec.model.sp import SpAction
 from tunsec.plan.image import Image
-from tunsec.policy.desired import inbound_sps
+from tunsec.policy.desired import Held, inbound_sps
 from tunsec.policy.intent import Intent, parse_policy
 
 HOSTS = """\
@@ -122,7 +122,7 @@ def test_block_sps_that_nobody_remembers_stay() -> None:
 def test_children_keep_the_reqids_they_have() -> None:
     child = scope(ONE).children[0]
     other = type(child.reqid)(child.reqid ^ 1)
-    kept = scope(ONE, TWO).with_reqids({child.id: other})
+    kept = scope(ONE, TWO).with_held(Held({child.id: other}))
     [again] = [one for one in kept.children if one.id == child.id]
     assert again.reqid == other
     assert inbound_sps(again)[0].templates[0].reqid == other

@@ -42,7 +42,7 @@ from tunsec.model.aead import Aead
 from tunsec.model.clock import Instant
 from tunsec.model.flow import Child, ChildId, Keying
 from tunsec.model.names import HostName, Spi
-from tunsec.policy.desired import assign_reqids, child_ids, desired
+from tunsec.policy.desired import desired
 
 AEAD = Aead.AES_128_GCM
 ANSWERED = PinOutbound | ReadSaUsage
@@ -51,10 +51,7 @@ ANSWERED = PinOutbound | ReadSaUsage
 def ike_children(flows: int = 1, *, after: str = "10s") -> tuple[Child, ...]:
     """Children of h0 towards h1, keyed by IKE."""
     intent = policy(2, after=after, hard="8h", flows=flows)
-    reqids = assign_reqids(child_ids(intent, "h0"), {})
-    return tuple(
-        replace(child, keying=Keying.IKE) for child in desired(intent, "h0", reqids=reqids).children
-    )
+    return tuple(replace(child, keying=Keying.IKE) for child in desired(intent, "h0").children)
 
 
 @dataclass(slots=True)

@@ -35,7 +35,7 @@ from tunsec.model.aead import Aead
 from tunsec.model.clock import Instant
 from tunsec.model.flow import Child, ChildId
 from tunsec.model.names import Boot, ConfirmationSeq, HostName, OfferSeq, Spi
-from tunsec.policy.desired import assign_reqids, child_ids, desired
+from tunsec.policy.desired import desired
 
 AEAD = Aead.AES_128_GCM
 ANSWERED = InstallInbound | InstallOutbound | ReadUsage
@@ -44,7 +44,7 @@ ANSWERED = InstallInbound | InstallOutbound | ReadUsage
 def children(flows: int = 1, *, after: str = "10s") -> tuple[Child, ...]:
     """Children of h0 towards h1."""
     intent = policy(2, after=after, hard="1h", flows=flows)
-    return desired(intent, "h0", reqids=assign_reqids(child_ids(intent, "h0"), {})).children
+    return desired(intent, "h0").children
 
 
 @dataclass(slots=True)

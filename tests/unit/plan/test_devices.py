@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 
 from tunsec.model.flow import Kind
+from tunsec.model.names import Vni
 from tunsec.model.overlay import OverlayDevice
 from tunsec.plan.devices import mtu_warnings, uncovered_devices
-from tunsec.policy.desired import Desired, assign_reqids, child_ids, desired
+from tunsec.policy.desired import Desired, desired
 from tunsec.policy.intent import parse_policy
 
 POLICY = """\
@@ -27,7 +28,7 @@ RED = OverlayDevice(
     mtu=1416,
     local=ipaddress.ip_address("192.0.2.11"),
     remote=ipaddress.ip_address("192.0.2.12"),
-    vni=41,
+    vni=Vni(41),
     external=False,
     underlay_mtu=1500,
 )
@@ -36,7 +37,7 @@ RED = OverlayDevice(
 @pytest.fixture
 def wanted() -> Desired:
     intent = parse_policy(POLICY, "p")
-    return desired(intent, "db1", reqids=assign_reqids(child_ids(intent, "db1"), {}))
+    return desired(intent, "db1")
 
 
 def test_only_devices_of_a_flow_are_told_their_mtu(wanted: Desired) -> None:

@@ -13,7 +13,7 @@ from tunsec.model.flow import Child, RekeyRule
 from tunsec.model.names import Spi
 from tunsec.model.sa import Lifetimes
 from tunsec.plan.sas import inbound_sa, lifetimes, outbound_sa
-from tunsec.policy.desired import assign_reqids, child_ids, desired
+from tunsec.policy.desired import desired
 
 COUNTS = st.one_of(st.none(), st.integers(1000, 1 << 50))
 RULES = st.builds(
@@ -39,8 +39,7 @@ LIMITS: list[Callable[[Lifetimes], tuple[int | None, int | None]]] = [
 
 def _child() -> Child:
     intent = policy(2)
-    reqids = assign_reqids(child_ids(intent, "h0"), {})
-    return desired(intent, "h0", reqids=reqids).children[0]
+    return desired(intent, "h0").children[0]
 
 
 @given(RULES)

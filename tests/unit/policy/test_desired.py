@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.policy.written import HEAD, intents
-from tunsec.model.errors import Bug, PolicyError
+from tunsec.model.errors import PolicyError
 from tunsec.model.flow import Child, ChildId
 from tunsec.model.guard import GuardedFlow
 from tunsec.model.names import FlowName, HostName, Mark, Network, Reqid, Spi
@@ -23,6 +23,7 @@ from tunsec.model.selector import PortMatch, Selector
 from tunsec.model.sp import Sp, SpAction, SpDirection
 from tunsec.policy.desired import (
     Desired,
+    Held,
     assign_reqids,
     child_ids,
     child_order,
@@ -40,8 +41,7 @@ def desired_of(
     intent: Intent, host: str, *, held: Mapping[ChildId, Reqid] | None = None
 ) -> Desired:
     """What a host must hold when it starts with these reqids."""
-    ids = child_ids(intent, host)
-    return desired(intent, host, reqids=assign_reqids(ids, held or {}))
+    return desired(intent, host, held=Held(held or {}))
 
 
 def protects(child: Child) -> tuple[Sp, ...]:
@@ -318,10 +318,4 @@ def test_a_host_in_no_flow_holds_nothing() -> None:
 def test_a_host_that_the_policy_does_not_name_is_an_error() -> None:
     intent = parse_policy(f"{HEAD}flows:\n  x: {{kind: vxlan, between: [db1, db2]}}\n", "p")
     with pytest.raises(PolicyError, match="host db9: the policy does not name it"):
-        desired(intent, "db9", reqids={})
-
-
-def test_a_child_without_reqid_is_a_bug() -> None:
-    intent = parse_policy(f"{HEAD}flows:\n  x: {{kind: vxlan, between: [db1, db2]}}\n", "p")
-    with pytest.raises(Bug, match="no reqid for x"):
-        desired(intent, "db1", reqids={})
+        desired(intent, "db9")

@@ -270,7 +270,6 @@ flows:
         "p:14: flows.d.between: db3 has only IPv4 and db6 only IPv6 addresses",
         "p:15: flows.d: the key stands twice, first on line 14",
         "p:16: flows.e: UDP port 8472 between db1 and db2 already belongs to flow b",
-        "p:16: flows.e.kind: 'kind: udp' is not in this release",
     ]
 
 

@@ -26,21 +26,15 @@ flows:
 def test_each_later_feature_is_named_once_with_its_line() -> None:
     assert [problem.partition(" (")[0] for problem in problems_of(EVERYTHING)] == [
         "p:5: service_addresses: 'service_addresses' is not in this release",
-        "p:9: flows.tenant-overlay.tenants: 'tenants' is not in this release",
-        "p:10: flows.backbone.kind: 'kind: geneve' is not in this release",
-        "p:11: flows.cluster-bus.kind: 'kind: rds-tcp' is not in this release",
         "p:11: flows.cluster-bus.on_reconnect: 'on_reconnect' is not in this release",
-        "p:12: flows.storage.kind: 'kind: rocev2' is not in this release",
-        "p:13: flows.replication.kind: 'kind: tcp' is not in this release",
         "p:13: flows.replication.mode: 'mode: ktls' is not in this release",
     ]
 
 
-@pytest.mark.parametrize("kind", [kind for kind in Kind if kind is not Kind.VXLAN])
-def test_only_vxlan_is_in_this_release(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", Kind)
+def test_every_kind_is_in_this_release(kind: Kind) -> None:
     port = ", port: 7" if kind in (Kind.TCP, Kind.UDP) else ""
-    (problem,) = flow_problems(f"{{kind: {kind}, between: [db1, db2]{port}}}")
-    assert problem.startswith(f"p:8: flows.x.kind: 'kind: {kind}' {NOT_IN_RELEASE}")
+    assert flow_problems(f"{{kind: {kind}, between: [db1, db2]{port}}}") == []
 
 
 @pytest.mark.parametrize(
@@ -50,7 +44,6 @@ def test_only_vxlan_is_in_this_release(kind: Kind) -> None:
         ("offload", "crypto"),
         ("offload", "packet"),
         ("offload", "auto"),
-        ("other_tenants", "blocked"),
         ("on_reconnect", "keep"),
     ],
 )

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from tunsec.model.flow import Keying
-from tunsec.policy.desired import Desired, assign_reqids, child_ids, desired
+from tunsec.policy.desired import Desired, desired
 from tunsec.policy.intent import Flow, Host, Intent
 
 
@@ -21,12 +21,11 @@ class Part:
     def of(cls, intent: Intent, name: str) -> Self:
         """Of a host; raises PolicyError when the policy does not name it."""
         host = intent.host(name)
-        reqids = assign_reqids(child_ids(intent, name), {})
         return cls(
             intent,
             host,
             tuple(flow for flow in intent.flows if host.name in flow.hosts),
-            desired(intent, name, reqids=reqids),
+            desired(intent, name),
         )
 
     def uses(self, keying: Keying) -> bool:
