@@ -21,6 +21,7 @@ from tunsec.machines.ike_facts import (
     CharonRenewed,
     ChildDown,
     ChildUp,
+    EventMissed,
     IkeDown,
     IkeReplaced,
     IkeUp,
@@ -324,21 +325,21 @@ class IkeDesk:
                 self._heard(event)
             case EventUnread(reason):
                 log.warning("event of charon not understood", extra=fields({"reason": reason}))
-                self.relist()
+                for connection_id in self._connections:
+                    self._tell(connection_id, EventMissed())
             case _:
                 pass
-
-    def relist(self) -> None:
-        """Something was missed: take charon's list again."""
-        self._list_next.update(self._connections)
-        self._list()
 
     def _child_up(self, ike: IkeSa, child: ChildSa) -> None:
         connection = self._connection(ike.name)
         if connection is None:
             return
         self._end_children(connection, ike, [child])
-        seen = self._seen_child(connection, ike, child, self._read(connection, child))
+        try:
+            seen = self._seen_child(connection, ike, child, self._read(connection, child))
+        except (Refused, Unavailable):
+            self._tell(connection.id, EventMissed())  # judged when the kernel can be asked
+            return
         if seen is not None:
             if seen.ignored:
                 log.error(
@@ -511,10 +512,16 @@ class IkeDesk:
         """One list at a time, for all who ask."""
         if self._listing or not self._list_next or self._ike is None or self._setup is None:
             return
-        self._listing, self._list_next = self._list_next, set()
-        asked = frozenset(self._listing)
+        asked, self._list_next = frozenset(self._list_next), set()
         # Dumped before charon is asked: what is added between the two is no stray then.
-        kernel = self._dump()
+        try:
+            kernel = self._kernel.sas()
+        except (Refused, Unavailable) as error:
+            for connection_id in asked:
+                self._tell(connection_id, Listed(error=str(error)))
+            self._wake()
+            return
+        self._listing = set(asked)
 
         def done(answer: Sequence[IkeSa] | TunsecError) -> None:
             if self._listing == asked:
@@ -523,12 +530,6 @@ class IkeDesk:
                 self._list()
 
         self._ike.sas(done=done)
-
-    def _dump(self) -> Mapping[SaId, Sa]:
-        try:
-            return self._kernel.sas()
-        except (Refused, Unavailable):
-            return {}
 
     def _take_list(
         self,
@@ -543,7 +544,10 @@ class IkeDesk:
                 self._tell(connection_id, Listed(error=str(answer)))
             else:
                 mine = [ike for ike in answer if ike.name == connection_id.name]
-                self._tell(connection_id, self._listed(connection, mine, kernel))
+                try:
+                    self._tell(connection_id, self._listed(connection, mine, kernel))
+                except (Refused, Unavailable) as error:
+                    self._tell(connection_id, Listed(error=str(error)))
         if not isinstance(answer, TunsecError):
             self._end_strangers(answer)
         self._wake()
@@ -677,17 +681,14 @@ class IkeDesk:
         )
 
     def _read(self, connection: Connection, child: ChildSa) -> dict[SaId, Sa]:
-        """The two SAs of a CHILD_SA, as the kernel holds them."""
+        """The two SAs of a CHILD_SA, as the kernel holds them; raises Refused or Unavailable."""
         if child.keyed is None:
             return {}
         ids = (
             SaId(connection.id.local, child.keyed.spi_in),
             SaId(connection.id.remote, child.keyed.spi_out),
         )
-        try:
-            return {sa_id: sa for sa_id in ids if (sa := self._kernel.sa(sa_id)) is not None}
-        except (Refused, Unavailable):
-            return {}
+        return {sa_id: sa for sa_id in ids if (sa := self._kernel.sa(sa_id)) is not None}
 
     def _usage(self, sas: Iterable[tuple[ChildId, Spi, bool]]) -> Iterable[SaUsage]:
         for child_id, spi, inbound in sas:

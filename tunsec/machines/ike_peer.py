@@ -28,6 +28,7 @@ from tunsec.machines.ike_facts import (
     CharonRenewed,
     ChildDown,
     ChildUp,
+    EventMissed,
     IkeDown,
     IkeReplaced,
     IkeUp,
@@ -83,6 +84,7 @@ IkeEvent = (
     | LoadEnded
     | InitiateEnded
     | Listed
+    | EventMissed
     | IkeUp
     | IkeDown
     | IkeReplaced
@@ -257,6 +259,8 @@ def _take(
             return _initiate_ended(state, child, error, now, fraction)
         case Listed():
             return _listed(state, event, now, fraction, actions)
+        case EventMissed():
+            return replace(state, list_at=now)
         case IkeUp(ike):
             return _ike_up(state, KnownIke(ike.id, ike.own, now, now))
         case IkeDown(ike_id):
@@ -459,7 +463,7 @@ def _listed(
     state = replace(
         state,
         listed=True,
-        list_at=_after(now, LIST_EVERY),
+        list_at=state.list_at or _after(now, LIST_EVERY),
         ikes={ike.id: _seen_ike(state, ike, now) for ike in event.ikes}
         | {key: ike for key, ike in state.ikes.items() if ike.since >= began},
     )

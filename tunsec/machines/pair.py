@@ -15,6 +15,7 @@ record never speaks while something is under way that would change it.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from tunsec.machines import flow as flows
 from tunsec.machines.backoff import backoff
@@ -97,6 +98,8 @@ class PairState:
     """The peer's newest record that was acted on."""
     record: PublishRecord = _NO_RECORD
     """The newest record that was ordered."""
+    named: frozenset[tuple[ChildId, Spi]] = frozenset()
+    """Inbound SAs that a record in the directory may name: the peer may read it any moment."""
     must_answer: bool = False
     """The peer named an SA that we cannot use: it must learn that we heard and do not."""
 
@@ -168,6 +171,8 @@ def _take(
             return _own_offered(state, current, holds)
         case PeerOffered(seq, boot):
             same_life = state.peer_boot == boot
+            if not same_life:
+                state = _names_only(state, frozenset(), now)
             return replace(
                 state,
                 peer_offer=seq,
@@ -175,6 +180,7 @@ def _take(
                 peer_life=state.peer_life if same_life else seq,
             )
         case PeerOfferEnded(reason):
+            state = _names_only(state, frozenset(), now)
             return replace(state, peer_offer=None, no_offer_reason=reason)
         case PeerRevoked():
             return _peer_revoked(state, event, actions)
@@ -188,7 +194,7 @@ def _take(
         case OutboundSwitched():
             return _outbound_switched(state, event, now)
         case RecordPublished(revision):
-            return _record_published(state, revision)
+            return _record_published(state, revision, now)
         case UsageRead():
             return _usage_read(state, event, actions)
         case SaSoftExpired():
@@ -198,7 +204,8 @@ def _take(
         case OutboundTaken(child):
             return _on_flow(state, child, lambda flow: flows.outbound_taken(flow, now))
         case InboundTaken(child):
-            return _on_flow(state, child, lambda flow: flows.inbound_taken(flow, now))
+            named = frozenset(spi for whose, spi in state.named if whose == child)
+            return _on_flow(state, child, lambda flow: flows.inbound_taken(flow, named, now))
 
 
 def _with(state: PairState, flow: FlowState) -> PairState:
@@ -393,14 +400,26 @@ def _needs_none(state: PairState, keyed: Keyed) -> bool:
     return flow is not None and (flow.taken or any(sa.spi == keyed.spi for sa in flow.outbound))
 
 
-def _record_published(state: PairState, revision: int) -> PairState:
+def _record_published(state: PairState, revision: int, now: Instant) -> PairState:
     if revision != state.record.revision:
         return state  # a newer record is already on its way and says all that this one said
+    state = _names_only(state, _named(state.record), now)
     for keyed in state.record.receives:
         flow = state.flows.get(keyed.child)
         if flow is not None:
             state = _with(state, flows.published(flow, keyed.spi))
     return state
+
+
+def _names_only(state: PairState, names: frozenset[tuple[ChildId, Spi]], now: Instant) -> PairState:
+    """No other inbound SAs are named by what the peer can read and use from now on."""
+    for child, spi in sorted(state.named - names, key=str):
+        state = _on_flow(state, child, partial(flows.withdrawn, spi=spi, now=now))
+    return replace(state, named=names)
+
+
+def _named(record: PublishRecord) -> frozenset[tuple[ChildId, Spi]]:
+    return frozenset((keyed.child, keyed.spi) for keyed in record.receives)
 
 
 def _usage_read(state: PairState, event: UsageRead, actions: list[Action]) -> PairState:
@@ -513,6 +532,7 @@ def _publish(state: PairState, _: Instant, actions: list[Action]) -> PairState:
     return replace(
         state,
         record=record,
+        named=state.named | _named(record),
         must_answer=False,
         flows={child: flows.listed(flow, record.revision) for child, flow in state.flows.items()},
     )
