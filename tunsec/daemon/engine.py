@@ -11,6 +11,7 @@ from typing import Final
 
 from tunsec.daemon.alarm import Alarms
 from tunsec.daemon.drift import Drift
+from tunsec.daemon.gates import Gates
 from tunsec.daemon.guarding import Guarding
 from tunsec.daemon.health import Counters, Part, Troubles
 from tunsec.daemon.ike_desk import IkeDesk
@@ -34,6 +35,7 @@ from tunsec.machines.facts import (
     OutboundTaken,
     OwnOffered,
     RecordPublished,
+    RenewalWanted,
     RolloverWanted,
     SaLost,
     SaSoftExpired,
@@ -57,8 +59,10 @@ from tunsec.machines.orders import (
     WithdrawOffer,
 )
 from tunsec.machines.outbox import Delivered, Withdraw, Write
+from tunsec.machines.reconnect import Standing
 from tunsec.machines.slots import SaState
 from tunsec.model.clock import Deadline, Instant, Seconds
+from tunsec.model.connection import ConnectionEnded, EndsLost, Syn
 from tunsec.model.errors import Bug, Refused, Unavailable
 from tunsec.model.event import (
     Acquired,
@@ -72,14 +76,25 @@ from tunsec.model.event import (
     SpChanged,
     SpdFlushed,
 )
-from tunsec.model.flow import Child, ChildId, Keying
+from tunsec.model.flow import Child, ChildId, Keying, OnReconnect
 from tunsec.model.ike_sa import IkeEvent
 from tunsec.model.names import HostName, OfferSeq, Reqid
 from tunsec.model.ownership import is_our_reqid
 from tunsec.model.sa import SaId
 from tunsec.plan.diff import Plan
 from tunsec.plan.ike_connection import IkeSetup
-from tunsec.ports import Clock, Directory, Entropy, GuardTable, Ike, Kernel, Links, Record
+from tunsec.ports import (
+    Clock,
+    Directory,
+    Entropy,
+    GuardTable,
+    Ike,
+    Kernel,
+    Links,
+    Record,
+    Sockets,
+    SynGate,
+)
 
 DUMP_EVERY: Final = Seconds(300.0)
 """Drift is seen through events; this dump finds what they missed."""
@@ -106,6 +121,9 @@ class Ports:
     clock: Clock
     entropy: Entropy
     ike: Ike | None = None
+    sockets: Sockets | None = None
+    syns: SynGate | None = None
+    """Both are needed where new connections of a flow must wait for fresh authentication."""
 
 
 OFFERS: Final = "offers"
@@ -170,6 +188,14 @@ class Engine:
             remove=lambda child, sa_id, inbound: self._remove(child, sa_id, inbound=inbound),
             wake=self._run,
         )
+        self.gates = Gates(
+            sockets=ports.sockets,
+            syns=ports.syns,
+            clock=ports.clock,
+            entropy=ports.entropy,
+            standing=self._standing,
+            renew=self._renew,
+        )
         self._drift = Drift(kernel=ports.kernel, counters=self.counters, troubles=self.troubles)
         self._guarding = Guarding(
             table=ports.guard,
@@ -192,6 +218,7 @@ class Engine:
         self._adopt(scope)
         self._withdraw_leftovers()
         self._look()
+        self.gates.set_children(scope.children, self._stands)
         self._begin_keying()
         self._run()
 
@@ -207,6 +234,7 @@ class Engine:
         self.scope = scope
         self._put_guard()
         self._enter(scope)
+        self.gates.set_children(self.scope.children, self._stands)
         self._tell_pairs(self.post.renew_grants(scope.grants))
         self._look()
         self._begin_keying()
@@ -241,12 +269,13 @@ class Engine:
 
     def deadline(self) -> Deadline | None:
         """When `tick` must be called at the latest."""
-        both = (self._alarms.next(), self.ike.deadline())
-        return min((one for one in both if one is not None), default=None)
+        found = (self._alarms.next(), self.ike.deadline(), self.gates.deadline())
+        return min((one for one in found if one is not None), default=None)
 
     def tick(self) -> None:
         """Time has passed."""
         self.ike.tick()
+        self.gates.tick()
         now = self._ports.clock.now()
         for target in self._alarms.due(now):
             match target:
@@ -300,6 +329,16 @@ class Engine:
     def on_charon_away(self, reason: str) -> None:
         """charon cannot be used; the kernel goes on with what it has."""
         self.ike.on_charon_away(reason)
+        self._run()
+
+    def on_syn(self, syn: Syn) -> None:
+        """The kernel holds a new connection of a gated flow."""
+        self.gates.on_syn(syn)
+        self._run()
+
+    def on_connections(self, events: Iterable[ConnectionEnded | EndsLost]) -> None:
+        """Connections ended, whosever."""
+        self.gates.on_ended(events)
         self._run()
 
     def want_proof(self, reason: str) -> None:
@@ -492,6 +531,35 @@ class Engine:
         if self._children[child].keying is Keying.DIRECTORY and self._carried_by_ike(child):
             self.ike.take(child)
 
+    def _stands(self, child: ChildId) -> bool:
+        """Whether a child has SAs, of whichever keying."""
+        return self._carried_by_pair(child) or self._carried_by_ike(child)
+
+    def _standing(self, child: ChildId) -> Standing:
+        """What a gate must know of a child. While it moves from one keying to the other, nothing
+        counts as renewed before the move is done."""
+        known = self._children[child]
+        pair_state = self.pairs.get(child.peer)
+        by_pair = Standing() if pair_state is None else pair.standing(pair_state, child)
+        by_ike = self.ike.standing(child)
+        mine, other = (by_ike, by_pair) if known.keying is Keying.IKE else (by_pair, by_ike)
+        return Standing(
+            mine.sends or other.sends,
+            mine.fresh | other.fresh,
+            mine.stale | other.stale,
+            mine.renewed and child not in self._moving,
+        )
+
+    def _renew(self, child: ChildId, reason: str) -> None:
+        """A connection of a child broke: fresh authentication, or fresh keys, at both ends."""
+        known = self._children[child]
+        proof = known.on_reconnect is OnReconnect.REAUTH
+        log.warning("connection broke", extra=fields({"child": child, "reason": reason}))
+        if known.keying is Keying.IKE:
+            self.ike.renew(child, proof=proof)
+        else:
+            self._queue.append(_Queued(("pair", child.peer), RenewalWanted(child, proof)))
+
     def _flow_of_pair(self, child: ChildId) -> FlowState | None:
         pair_state = self.pairs.get(child.peer)
         return pair_state.flows.get(child) if pair_state is not None else None
@@ -646,7 +714,7 @@ class Engine:
         while not self._closed:
             if self._queue:
                 self._step(self._queue.popleft())
-            elif not self.ike.work() and not self._check_moves():
+            elif not self.ike.work() and not self._check_moves() and not self.gates.work():
                 break
         self._changed()
 
@@ -807,6 +875,8 @@ class Engine:
             if old is flow:
                 continue
             self._index.update(old, flow)
+            if old is not None and flow.spent != old.spent:
+                self.gates.on_peer_asked(child)
             was = old.phase if old is not None else None
             if was is not flow.phase:
                 self._log_phase(after, flow, was or "NEW")

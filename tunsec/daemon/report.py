@@ -130,7 +130,9 @@ def _flow_status(
         local=str(child.id.local),
         remote=str(child.id.remote),
         state=flow.phase,
-        reason=engine.troubles.guard or blocked_reason(state, flow),
+        reason=engine.troubles.guard
+        or blocked_reason(state, flow)
+        or engine.gates.closed_reason(child.id),
         protected=flow.phase in PROTECTED,
         spi_in=spi_hex(inbound.spi) if inbound else None,
         spi_out=spi_hex(outbound.spi) if outbound else None,

@@ -54,7 +54,9 @@ def _flow_status(
         local=str(child.id.local),
         remote=str(child.id.remote),
         state=phase,
-        reason=engine.troubles.guard or blocked_reason(connection.state, flow, now),
+        reason=engine.troubles.guard
+        or blocked_reason(connection.state, flow, now)
+        or engine.gates.closed_reason(child.id),
         protected=phase in PROTECTED,
         spi_in=None if inbound is None else spi_hex(inbound),
         spi_out=None if flow.pinned is None else spi_hex(flow.pinned),

@@ -181,6 +181,11 @@ class IkeFlow:
     """When it was given back. CHILD_SAs of before are not sent on again: the peer may have lost
     them since, and would have nothing to tell it by."""
 
+    spent_at: Instant | None = None
+    """When a connection of the flow last broke: CHILD_SAs of before are not to be used."""
+    proof: bool = False
+    """IKE_SAs of before neither."""
+
     @property
     def active(self) -> HeldChild | None:
         """The CHILD_SA on which we send."""
@@ -221,6 +226,58 @@ class IkeFlow:
         return any(not one.own or one.heard for one in standing) or any(
             stray.inbound for stray in self.strays
         )
+
+
+# What a broken connection leaves behind
+
+
+def is_spent(flow: IkeFlow, one: HeldChild, old: frozenset[int]) -> bool:
+    """Whether a CHILD_SA is of before the break; `old` are IKE_SAs that are."""
+    return flow.spent_at is not None and (
+        one.since < flow.spent_at or (flow.proof and one.ike in old)
+    )
+
+
+def renewed(flow: IkeFlow, old: frozenset[int], now: Instant) -> bool:
+    """Whether nothing of before is left at either end, and both send: charon tells that a CHILD_SA
+    is gone when the peer has answered that it is."""
+    if flow.spent_at is None:
+        return True
+    active = flow.active
+    return (
+        active is not None
+        and active.own
+        and not flow.strays
+        and not any(
+            is_spent(flow, one, old) or one.state is ChildState.DELETING for one in flow.held
+        )
+        and (any(not one.own for one in flow.held) or now >= active.since + ONE_WAY)
+    )
+
+
+def cut(flow: IkeFlow, old: frozenset[int]) -> tuple[HeldChild, ...]:
+    """CHILD_SAs of before that go without a drain: what we send goes by a fresh one."""
+    active = flow.active
+    if active is None or is_spent(flow, active, old):
+        return ()
+    return tuple(
+        one
+        for one in flow.held
+        if is_spent(flow, one, old) and one.state is not ChildState.DELETING
+    )
+
+
+def end(flow: IkeFlow, ending: tuple[HeldChild, ...], now: Instant) -> IkeFlow:
+    """Those are being deleted; strays are gone."""
+    held = tuple(
+        replace(
+            one, state=CHILD.next(one.state, ChildFact.LOST), check_at=Instant(now + DELETE_AGAIN)
+        )
+        if one in ending
+        else one
+        for one in flow.held
+    )
+    return replace(flow, held=held, strays=())
 
 
 # What may be sent on

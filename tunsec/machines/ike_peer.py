@@ -37,6 +37,7 @@ from tunsec.machines.ike_facts import (
     LoadEnded,
     OutboundPinned,
     ReauthWanted,
+    RenewalWanted,
     SaGone,
     SaUsage,
     SeenChild,
@@ -96,6 +97,7 @@ IkeEvent = (
     | OutboundTaken
     | InboundTaken
     | ReauthWanted
+    | RenewalWanted
 )
 
 _Answered = PinOutbound | ReadSaUsage
@@ -164,7 +166,7 @@ def step(state: IkeState, event: IkeEvent, now: Instant, fraction: float) -> Ike
     """One fact in, orders out. `fraction` in [0, 1) is dice for jitter."""
     actions: list[Action] = []
     state = _take(state, event, now, fraction, actions)
-    for stage in (_pin, _load, _begin, _list, _drain, _look, _sweep):
+    for stage in (_pin, _cut, _load, _begin, _list, _drain, _look, _sweep):
         state = stage(state, now, actions)
         if any(isinstance(action, _Answered) for action in actions):
             break  # its answer comes next, and takes up what is left
@@ -282,8 +284,25 @@ def _take(
         case InboundTaken(child):
             return _on_flow(state, child, lambda flow: replace(flow, left=True))
         case ReauthWanted():
-            state = replace(state, proof_since=now, proof_by=_after(now, PROOF_WITHIN))
-            return _reauth(state, now)
+            return _want_proof(state, now)
+        case RenewalWanted():
+            return _renewal_wanted(state, event, now)
+
+
+def _want_proof(state: IkeState, now: Instant) -> IkeState:
+    state = replace(state, proof_since=now, proof_by=_after(now, PROOF_WITHIN))
+    return _reauth(state, now)
+
+
+def _renewal_wanted(state: IkeState, event: RenewalWanted, now: Instant) -> IkeState:
+    """With new proof all flows of the connection go over to the fresh IKE_SA, but only the one that
+    broke is cut off from the old."""
+    state = _on_flow(
+        state,
+        event.child,
+        lambda flow: replace(flow, spent_at=now, proof=event.proof, rekey_at=now, retry_at=None),
+    )
+    return _want_proof(state, now) if event.proof else state
 
 
 def _timer_fired(state: IkeState, now: Instant, fraction: float, actions: list[Action]) -> IkeState:
@@ -686,6 +705,41 @@ def _pin(state: IkeState, now: Instant, actions: list[Action]) -> IkeState:
             actions.append(BlockOutbound(child))
             state = _with(state, flows.unpin(flow))
     return state
+
+
+def of_before_break(state: IkeState, flow: IkeFlow) -> frozenset[int]:
+    """IKE_SAs that are older than the flow's last break."""
+    spent_at = flow.spent_at
+    if spent_at is None:
+        return frozenset()
+    return frozenset(ike.id for ike in state.ikes.values() if ike.since < spent_at)
+
+
+def _cut(state: IkeState, now: Instant, actions: list[Action]) -> IkeState:
+    """What a broken connection has spent goes at once when there is something fresh. An old IKE_SA
+    goes as a whole when it carries nothing else: the peer must not make its next CHILD_SA on it."""
+    ending: set[int] = set()
+    proven: set[int] = set()
+    for child, flow in state.flows.items():
+        old = of_before_break(state, flow)
+        gone = flows.cut(flow, old)
+        fresh = flow.active is not None and not flows.is_spent(flow, flow.active, old)
+        if fresh and flow.proof:
+            proven |= old
+        if not fresh or not (gone or (flow.strays and flow.spent_at is not None)):
+            continue
+        actions += [RemoveStray(child, stray.spi, stray.inbound) for stray in flow.strays]
+        ending |= {one.id for one in gone}
+        state = _with(state, flows.end(flow, gone, now))
+    held = [one for flow in state.flows.values() for one in flow.held]
+    needed = {one.ike for one in held if one.state is not ChildState.DELETING}
+    over = {ike for ike in proven if ike not in needed}
+    actions += [
+        TerminateChild(one.ike, one.id) for one in held if one.id in ending and one.ike not in over
+    ]
+    actions += [TerminateIke(ike) for ike in sorted(over)]
+    ikes = {key: ike for key, ike in state.ikes.items() if key not in over}
+    return replace(state, ikes=ikes) if over else state
 
 
 def _load(state: IkeState, _: Instant, actions: list[Action]) -> IkeState:

@@ -33,12 +33,14 @@ from tunsec.machines.facts import (
     PeerOfferEnded,
     PeerRevoked,
     RecordPublished,
+    Renewal,
+    RenewalWanted,
     SaLost,
     SaSoftExpired,
     TimerFired,
     UsageRead,
 )
-from tunsec.machines.flow import FlowState
+from tunsec.machines.flow import FlowState, Spent
 from tunsec.machines.orders import (
     Action,
     BlockOutbound,
@@ -50,6 +52,7 @@ from tunsec.machines.orders import (
     RemoveOutbound,
     WantRollover,
 )
+from tunsec.machines.reconnect import Standing
 from tunsec.machines.slots import InboundSa, OutboundSa, SaState
 from tunsec.model.clock import Deadline, Instant
 from tunsec.model.errors import Bug
@@ -73,6 +76,7 @@ PairEvent = (
     | SaLost
     | OutboundTaken
     | InboundTaken
+    | RenewalWanted
 )
 
 _Answered = InstallInbound | InstallOutbound | ReadUsage
@@ -100,6 +104,8 @@ class PairState:
     """The newest record that was ordered."""
     named: frozenset[tuple[ChildId, Spi]] = frozenset()
     """Inbound SAs that a record in the directory may name: the peer may read it any moment."""
+    asked: OfferSeq | None = None
+    """The own offer whose successor a renewal has asked for."""
     must_answer: bool = False
     """The peer named an SA that we cannot use: it must learn that we heard and do not."""
 
@@ -116,7 +122,7 @@ def step(state: PairState, event: PairEvent, now: Instant, fraction: float) -> P
     """One fact in, orders out. `fraction` in [0, 1) is dice for jitter."""
     actions: list[Action] = []
     state = _take(state, event, now, fraction, actions)
-    for stage in (_drain, _ask_for_inbound, _publish):
+    for stage in (_cut, _drain, _renew, _ask_for_inbound, _publish):
         if any(isinstance(action, _Answered) for action in actions):
             break  # its answer comes next, and takes up what is left
         state = stage(state, now, actions)
@@ -155,6 +161,19 @@ def blocked_reason(state: PairState, flow: FlowState) -> str:
     if flow.active_outbound is None:
         return f"{state.peer} has not confirmed its inbound SA yet"
     return f"{state.peer} does not send on the inbound SA yet"
+
+
+def standing(state: PairState, child: ChildId) -> Standing:
+    """What a gate must know of a child."""
+    flow = state.flows.get(child)
+    if flow is None:
+        return Standing()
+    spent = flow.spent
+    stale = {sa.spi for sa in flow.inbound if spent is not None and spent.has(sa)}
+    fresh = {sa.spi for sa in flow.inbound} - stale
+    return Standing(
+        flow.active_outbound is not None, frozenset(fresh), frozenset(stale), flow.renewed
+    )
 
 
 def _take(
@@ -206,6 +225,22 @@ def _take(
         case InboundTaken(child):
             named = frozenset(spi for whose, spi in state.named if whose == child)
             return _on_flow(state, child, lambda flow: flows.inbound_taken(flow, named, now))
+        case RenewalWanted():
+            return _renewal_wanted(state, event)
+
+
+def _renewal_wanted(state: PairState, event: RenewalWanted) -> PairState:
+    """Every offer of now is spent, also one that is still on its way."""
+    flow = state.flows.get(event.child)
+    if flow is None:
+        return state
+    used = [sa.peer_offer for sa in flow.all if sa.peer_offer is not None]
+    spent = Spent(_newest_own(state), max((state.peer_offer or _NONE, *used)), event.proof)
+    return _with(state, flows.spend(flow, spent, asks=True))
+
+
+def _newest_own(state: PairState) -> OfferSeq:
+    return max((state.own_offer or _NONE, *state.own_holds))
 
 
 def _with(state: PairState, flow: FlowState) -> PairState:
@@ -371,6 +406,14 @@ def _peer_confirmed(
             for child, flow in state.flows.items()
         },
     )
+    for row in event.renews:
+        # It knows our offers by the directory alone: what we never made cannot be spent.
+        spent = Spent(min(row.own, _newest_own(state)), row.peer, row.proof)
+        state = _on_flow(
+            state,
+            row.child,
+            partial(flows.peer_renews, spent=spent, done=row.done),
+        )
     needed = [keyed for keyed in event.receives if not _needs_none(state, keyed)]
     usable = tuple(
         keyed
@@ -466,6 +509,34 @@ def _sa_lost(state: PairState, event: SaLost, actions: list[Action]) -> PairStat
     return replace(_with(state, flow), must_answer=True)
 
 
+def _cut(state: PairState, _: Instant, actions: list[Action]) -> PairState:
+    """What a broken connection has spent goes at once when there is something fresh."""
+    for child, flow in state.flows.items():
+        for out in flows.cut_outbound(flow):
+            actions.append(RemoveOutbound(child, out.spi))
+            flow = flows.drop_outbound(flow, out.spi)
+        for into in flows.cut_inbound(flow):
+            actions.append(RemoveInbound(child, into.spi))
+            flow = flows.drop_inbound(flow, into.spi)
+        if flow is not state.flows[child]:
+            state = _with(state, flow)
+    return state
+
+
+def _renew(state: PairState, _: Instant, actions: list[Action]) -> PairState:
+    """Ask for an offer of our own where what is spent wants one."""
+    own = state.own_offer
+    if own is None or state.asked == own:
+        return state
+    for flow in state.flows.values():
+        spent = flow.spent
+        if spent is None or flow.taken or own > spent.own or not (spent.proof or flow.asks):
+            continue
+        actions.append(WantRollover(f"{flow.child.id.flow}: the connection broke"))
+        return replace(state, asked=own)
+    return state
+
+
 def _drain(state: PairState, now: Instant, actions: list[Action]) -> PairState:
     """Remove outbound SAs that have drained, look at inbound SAs that should have."""
     edited: dict[ChildId, FlowState] = {}
@@ -524,6 +595,11 @@ def _publish(state: PairState, _: Instant, actions: list[Action]) -> PairState:
             and sa.peer_offer is not None
         ),
         tuple((child, sa.spi) for child, flow in children for sa in flow.outbound),
+        tuple(
+            Renewal(child, spent.own, spent.peer, spent.proof, flow.done)
+            for child, flow in children
+            if (spent := flow.spent) is not None
+        ),
     )
     if record == state.record and not state.must_answer:
         return state

@@ -101,6 +101,7 @@ class Child:
     """What the policy allows; one name when it fixes it."""
     replay_window: int
     offload: OffloadWish = OffloadWish.NONE
+    on_reconnect: OnReconnect = OnReconnect.KEEP
     mark: Mark | None = None
     """What tells its packets from those of the flow's other tenants: its SPs match it, and what its
     inbound SAs decrypt bears it. None where a flow has no tenants."""

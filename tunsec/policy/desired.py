@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tunsec.model.errors import Bug
-from tunsec.model.flow import Child, ChildId, Mode
+from tunsec.model.flow import Child, ChildId, Mode, OnReconnect
 from tunsec.model.guard import GuardedFlow, TenantMark
 from tunsec.model.names import (
     Address,
@@ -259,6 +259,7 @@ def _child(
         aeads=flow.aeads,
         replay_window=REPLAY_WINDOW,
         offload=flow.offload,
+        on_reconnect=flow.on_reconnect,
         mark=marks[flow.name, child_id.tenant] if flow.tenants else None,
     )
 
@@ -306,6 +307,7 @@ def _guarded(
             TenantMark(tenant.name, tenant.vni, marks[flow.name, tenant.name])
             for tenant in flow.tenants
         ),
+        gated=flow.on_reconnect is not OnReconnect.KEEP,
         others=marks.get((flow.name, None)),
     )
 
