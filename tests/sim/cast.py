@@ -12,7 +12,7 @@ from tunsec.keying.chain import Trust
 from tunsec.keying.crl import what_it_says
 from tunsec.keying.identity import Identity
 from tunsec.model.clock import Seconds, WallTime
-from tunsec.model.flow import Keying
+from tunsec.model.flow import Keying, OnReconnect
 from tunsec.model.names import HostName
 from tunsec.policy.intent import Intent, parse_policy
 
@@ -106,6 +106,27 @@ def policy(
             for flow in intent.flows
         ),
     )
+
+
+def with_connections(
+    *, keying: Keying, after: str = QUIET, on_reconnect: OnReconnect = OnReconnect.REAUTH
+) -> Intent:
+    """Two hosts with a TCP flow whose new connections are gated."""
+    intent = parse_policy(
+        f"""
+version: 1
+hosts:
+  h0: {{address: [192.0.2.1]}}
+  h1: {{address: [192.0.2.2]}}
+defaults: {{keying: {keying}, rekey: {{after: {after}}}}}
+flows:
+  bus: {{kind: tcp, port: 5000, between: all}}
+ike: {{dead_after: never}}
+""",
+        "sim.yaml",
+    )
+    flows = tuple(replace(flow, on_reconnect=on_reconnect) for flow in intent.flows)
+    return replace(intent, flows=flows)
 
 
 def keyed_by_ike(intent: Intent, names: Iterable[str]) -> Intent:

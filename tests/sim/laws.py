@@ -12,7 +12,6 @@ from tunsec.model.ike import GIVES_UP_AFTER
 from tunsec.model.names import HostName
 from tunsec.model.ownership import is_our_sa, is_our_sp
 from tunsec.model.sa import Sa, SaId
-from tunsec.model.selector import UDP
 from tunsec.model.sp import Sp, SpDirection, SpId
 
 if TYPE_CHECKING:
@@ -90,6 +89,10 @@ class Laws:
             changed.append(host)
         for host in changed:
             self._receiver_first(host)
+
+    def breaks(self, text: str) -> None:
+        """Somebody else has seen a law broken."""
+        self._break(text)
 
     def _break(self, text: str) -> None:
         raise Broken(f"{text}\n{self._world.tale()}")
@@ -294,9 +297,9 @@ class Laws:
 def packets(scope: Scope) -> frozenset[tuple[Packet, bool]]:
     """A packet of each flow that a scope answers for, to and from each peer; True leaves."""
     return frozenset(
-        (Packet(own, peer, UDP, 40_000, port), True)
+        (Packet(own, peer, flow.proto, 40_000, port), True)
         if outbound
-        else (Packet(peer, own, UDP, 40_000, port), False)
+        else (Packet(peer, own, flow.proto, 40_000, port), False)
         for flow in scope.guarded
         for port in flow.ports
         for peer in flow.peers

@@ -19,6 +19,7 @@ from tests.sim.host import FakeGuard, NoLinks, SimHost
 from tests.sim.kernel import EspPacket, FakeKernel, Packet
 from tests.sim.laws import Laws
 from tests.sim.standing import Standing, standings
+from tests.sim.tcp import FakeSynGate, Tcp
 from tunsec.daemon.engine import Engine, Ports
 from tunsec.daemon.post import PostRoom
 from tunsec.daemon.scope import Scope
@@ -36,6 +37,7 @@ from tunsec.model.secret import Secret
 from tunsec.model.step import Step
 from tunsec.policy.desired import inbound_sps, outbound_sps
 from tunsec.policy.intent import Intent
+from tunsec.policy.kinds import ON_WIRE
 from tunsec.ports import Directory as DirectoryPort
 from tunsec.ports import Record
 
@@ -81,6 +83,7 @@ class World:
         """Hosts to and from which no packet goes; the directory they reach."""
         self.charons = Charons(self)
         self.directory = Directory(self.dice, self.later, lambda: Instant(self.now))
+        self.tcp = Tcp(self)
         self.hosts = {host.name: self._host(host.name) for host in intent.hosts}
         self.story: list[str] = []
         self.laws = Laws(self)
@@ -93,6 +96,7 @@ class World:
     def _host(self, name: HostName) -> SimHost:
         kernel = FakeKernel(lambda: Instant(self.now))
         host = SimHost(name, kernel, FakeGuard(), Scope(name, self.intent, "sim"))
+        host.syns = FakeSynGate(self.tcp, host)
         self.charons.give(host, self.intent.host(name).addresses)
         self._wire(host, kernel)
         return host
@@ -141,7 +145,7 @@ class World:
                 return
             deadline = host.engine.deadline() if host.engine else None
             if deadline is not None and deadline.at <= self.now:
-                self._with_engine(host, lambda engine: engine.tick())
+                self.with_engine(host, lambda engine: engine.tick())
                 return
         if self._heap and self._heap[0][0] <= self.now:
             _, _, act = heapq.heappop(self._heap)
@@ -187,10 +191,20 @@ class World:
         )
         directory = _SimDirectory(self, host.name, self._answering(host))
         host.link = CharonLink(self, host, self._in_this_life(host))
-        ports = Ports(host.kernel, host.guard, NoLinks(), directory, clock, entropy, host.link)
+        ports = Ports(
+            host.kernel,
+            host.guard,
+            NoLinks(),
+            directory,
+            clock,
+            entropy,
+            host.link,
+            host.sockets,
+            host.syns,
+        )
         host.engine = Engine(host=host.name, ports=ports, post=post)
         host.on_start(host)
-        if not self._with_engine(host, lambda engine: engine.start(host.scope)):
+        if not self.with_engine(host, lambda engine: engine.start(host.scope)):
             self.crash(host)  # a daemon that cannot close does not run on
         else:
             self.directory.watch(host.name, lambda records: self._records(host, records))
@@ -202,7 +216,7 @@ class World:
 
         def answer(act: Callable[[], None]) -> None:
             if host.engine is not None and host.life == life:
-                self._with_engine(host, lambda _: act())
+                self.with_engine(host, lambda _: act())
 
         return answer
 
@@ -220,10 +234,10 @@ class World:
         return lambda act: answer(lambda: hear_or_die(act))
 
     def _records(self, host: SimHost, records: Sequence[Record]) -> None:
-        self._with_engine(host, lambda engine: engine.on_records(records))
+        self.with_engine(host, lambda engine: engine.on_records(records))
 
-    def _with_engine(self, host: SimHost, act: Callable[[Engine], object]) -> bool:
-        """Whether the daemon was there and lived through it."""
+    def with_engine(self, host: SimHost, act: Callable[[Engine], object]) -> bool:
+        """Have a daemon do something. Whether the daemon was there and lived through it."""
         if host.engine is None:
             return False
         try:
@@ -255,6 +269,7 @@ class World:
             host.engine.close()
         host.engine = host.ring = host.link = None
         host.dies_unanswered = False
+        host.syns.held.clear()
         self.directory.unwatch(host.name)
         self.tell(f"{host.name} is dead")
 
@@ -270,6 +285,7 @@ class World:
         self.laws.kernel_replaced(host)
         host.kernel = fresh
         host.guard.guard = None
+        host.sockets.there.clear()
         host.closed.clear()
         self.tell(f"{host.name} rebooted")
 
@@ -285,7 +301,7 @@ class World:
         if host.engine is None:
             host.scope = scope
             return
-        lived = self._with_engine(host, lambda engine: engine.change_scope(scope))
+        lived = self.with_engine(host, lambda engine: engine.change_scope(scope))
         self._renew_link(host)
         if lived or self.dice.random() < 0.5:  # a policy file outlives the daemon that read it
             host.scope = scope
@@ -298,7 +314,7 @@ class World:
         scope = host.scope.without(flow)
         self.laws.may_open(host, scope)
         host.scope = scope
-        self._with_engine(host, lambda engine: engine.release(engine.scope.without(flow)))
+        self.with_engine(host, lambda engine: engine.release(engine.scope.without(flow)))
         self._renew_link(host)
 
     def _renew_link(self, host: SimHost) -> None:
@@ -321,7 +337,7 @@ class World:
         self._reload_identity(host)
 
     def _reload_identity(self, host: SimHost) -> None:
-        self._with_engine(
+        self.with_engine(
             host,
             lambda engine: engine.renew_identity(
                 identity(host.name, host.certificate), trust(host.revoked)
@@ -345,7 +361,7 @@ class World:
         self.directory.away = False
         self.tell("directory is back")
         for host in self.hosts.values():
-            self._with_engine(host, lambda engine: engine.on_directory_back())
+            self.with_engine(host, lambda engine: engine.on_directory_back())
             self.directory.retell(host.name)
 
     def excuse(self, ids: Sequence[SaId]) -> None:
@@ -359,7 +375,7 @@ class World:
         fact: KernelEvent = EventsLost() if lost else event
 
         def arrive() -> None:
-            self._with_engine(host, lambda engine: engine.on_kernel_events([(fact, ours)]))
+            self.with_engine(host, lambda engine: engine.on_kernel_events([(fact, ours)]))
 
         self.later(self.dice.uniform(0.0, 0.02), arrive)
 
@@ -368,7 +384,7 @@ class World:
     def packet(self, child: ChildId) -> Packet:
         """A packet of a child, as its own host sends it."""
         flow = next(flow for flow in self.intent.flows if flow.name == child.flow)
-        return Packet(child.local, child.remote, 17, 40_000, flow.port)
+        return Packet(child.local, child.remote, ON_WIRE[flow.kind].proto, 40_000, flow.port)
 
     def probe(self, probe: Probe, owner: SimHost, child: ChildId) -> None:
         """Send one packet of a child to its peer."""

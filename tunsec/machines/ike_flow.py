@@ -28,7 +28,7 @@ from tunsec.machines.ike_facts import SeenChild, Stray
 from tunsec.machines.table import Table
 from tunsec.model.aead import Aead
 from tunsec.model.clock import Instant, Seconds
-from tunsec.model.flow import Child
+from tunsec.model.flow import Child, OnReconnect
 from tunsec.model.ike import GIVES_UP_AFTER, SLOTS
 from tunsec.model.names import Spi
 
@@ -45,6 +45,9 @@ ONE_WAY: Final = Seconds(3.0)
 a charon without tunsec, which sends on ours."""
 SHORT_LIVED: Final = Seconds(10.0)
 """A CHILD_SA that ends younger than this is no success: the next try waits."""
+SHORT_LIVED_RENEWED: Final = Seconds(0.5)
+"""The same for a flow whose CHILD_SAs end with its connections: the peer may have seen a break that
+we have not."""
 LEAST_DRAIN: Final = Seconds(0.5)
 """Longer than a packet is on its way, on a busy host too."""
 DELETE_AGAIN: Final = Seconds(5.0)
@@ -182,9 +185,11 @@ class IkeFlow:
     them since, and would have nothing to tell it by."""
 
     spent_at: Instant | None = None
-    """When a connection of the flow last broke: CHILD_SAs of before are not to be used."""
+    """When a connection of the flow last broke."""
+    spent: frozenset[Spi] = frozenset()
+    """Inbound SPIs of the CHILD_SAs of then, which are not to be used any more."""
     proof: bool = False
-    """IKE_SAs of before neither."""
+    """IKE_SAs of before neither, nor what is made on them."""
 
     @property
     def active(self) -> HeldChild | None:
@@ -233,9 +238,7 @@ class IkeFlow:
 
 def is_spent(flow: IkeFlow, one: HeldChild, old: frozenset[int]) -> bool:
     """Whether a CHILD_SA is of before the break; `old` are IKE_SAs that are."""
-    return flow.spent_at is not None and (
-        one.since < flow.spent_at or (flow.proof and one.ike in old)
-    )
+    return one.spi_in in flow.spent or (flow.proof and one.ike in old)
 
 
 def renewed(flow: IkeFlow, old: frozenset[int], now: Instant) -> bool:
@@ -391,7 +394,7 @@ def own_is_up(flow: IkeFlow, slot: int, *, since: Instant, fraction: float) -> I
     attempt = flow.attempt
     if attempt is not None and attempt.slot == slot:
         attempt = None
-    lasted = any(one.own and one.since + SHORT_LIVED <= since for one in flow.held)
+    lasted = any(one.own and one.since + _short_lived(flow) <= since for one in flow.held)
     return replace(
         flow,
         attempt=attempt,
@@ -516,13 +519,18 @@ def drop_child(flow: IkeFlow, gone: HeldChild, now: Instant, fraction: float) ->
 
 def _without(flow: IkeFlow, gone: HeldChild, now: Instant, fraction: float) -> IkeFlow:
     """One of ours that ended early makes the next try wait."""
-    if not gone.own or gone.state is ChildState.DELETING:
+    if not gone.own or gone.state is ChildState.DELETING or gone.spi_in in flow.spent:
         return flow
-    if now < gone.since + SHORT_LIVED:
+    if now < gone.since + _short_lived(flow):
         return failed(flow, "the CHILD_SA ended as soon as it was up", now, fraction)
     if gone.state is ChildState.ACTIVE:
         return replace(flow, rekey_at=None, failures=0)
     return flow
+
+
+def _short_lived(flow: IkeFlow) -> Seconds:
+    keeps = flow.child.on_reconnect is OnReconnect.KEEP
+    return SHORT_LIVED if keeps else SHORT_LIVED_RENEWED
 
 
 def lose_sa(flow: IkeFlow, spi: Spi, *, inbound: bool, now: Instant, fraction: float) -> IkeFlow:

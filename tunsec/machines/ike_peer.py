@@ -72,6 +72,10 @@ LIST_AGAIN: Final = Seconds(2.0)
 LOAD_AGAIN: Final = Seconds(2.0)
 EMPTY_FOR: Final = Seconds(10.0)
 """An IKE_SA that carries nothing for so long is ended."""
+AWAIT_FIRST: Final = Seconds(0.4)
+"""After a break the host with the higher name leaves the fresh IKE_SA to the other for so long."""
+AWAIT_OLD: Final = Seconds(0.3)
+"""It then waits so long until the other has ended the old ones."""
 PROOF_WITHIN: Final = Seconds(10.0)
 """When new proof of identity is wanted, what stands on the old one ends after this long."""
 
@@ -152,6 +156,8 @@ class IkeState:
     proof_since: Instant | None = None
     """IKE_SAs of before count no longer, at the latest `proof_by`."""
     proof_by: Instant | None = None
+    await_until: Instant | None = None
+    """Until when nothing is begun, for the peer makes the fresh IKE_SA."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +187,7 @@ def deadline(state: IkeState) -> Deadline | None:
         (state.proof_by, "old proof of identity ends"),
         (state.reauth_at if state.ready else None, "new proof of identity"),
         (state.turn_at, "the peer has made no IKE_SA"),
+        (state.await_until, "the peer has made no fresh IKE_SA"),
     ]
     found += [
         (Instant(ike.empty_since + EMPTY_FOR), "an IKE_SA carries nothing")
@@ -300,9 +307,35 @@ def _renewal_wanted(state: IkeState, event: RenewalWanted, now: Instant) -> IkeS
     state = _on_flow(
         state,
         event.child,
-        lambda flow: replace(flow, spent_at=now, proof=event.proof, rekey_at=now, retry_at=None),
+        lambda flow: replace(
+            flow,
+            spent_at=now,
+            spent=frozenset(one.spi_in for one in flow.held),
+            proof=event.proof,
+            rekey_at=now,
+            retry_at=None,
+        ),
     )
-    return _want_proof(state, now) if event.proof else state
+    if not event.proof:
+        return state
+    if state.first or not state.ikes:
+        return _want_proof(state, now)
+    # Both have seen the break: one fresh IKE_SA will do, and the host with the lower name makes it.
+    state = replace(state, proof_since=now, proof_by=_after(now, PROOF_WITHIN))
+    return replace(state, await_until=_after(now, AWAIT_FIRST))
+
+
+def _awaited(state: IkeState, now: Instant) -> IkeState:
+    """A fresh IKE_SA is there: what the old ones carried is made anew when they are gone, for
+    charon would make it on any of them."""
+    if state.await_until is None:
+        return state
+    since = state.proof_since
+    old = [ike for ike in state.ikes.values() if since is not None and ike.since < since]
+    if len(old) == len(state.ikes):
+        return state
+    until = min(state.await_until, _after(now, AWAIT_OLD)) if old else None
+    return replace(state, await_until=until)
 
 
 def _timer_fired(state: IkeState, now: Instant, fraction: float, actions: list[Action]) -> IkeState:
@@ -312,6 +345,8 @@ def _timer_fired(state: IkeState, now: Instant, fraction: float, actions: list[A
         state = _end_old_proof(state, actions)
     if state.turn_at is not None and state.turn_at <= now:
         state = replace(state, turn_at=None)
+    if state.await_until is not None and state.await_until <= now:
+        state = _reauth(replace(state, await_until=None), now)
     if state.ready and state.reauth_at is not None and state.reauth_at <= now:
         state = _reauth(state, now)
     return _on_flows(state, lambda flow: _flow_timer(flow, now, fraction), fresh=True)
@@ -558,6 +593,7 @@ def _ike_up(state: IkeState, ike: KnownIke) -> IkeState:
         turn_at=None,
         reauth_at=None if reauth_after is None else _after(ike.since, reauth_after),
     )
+    state = _awaited(state, ike.since)
     return _fresh(state) if doubted(state) - before else state
 
 
@@ -568,7 +604,8 @@ def _ike_down(state: IkeState, ike_id: int, now: Instant, fraction: float) -> Ik
             if one.ike == ike_id:
                 state = _child_down(state, one.id, now, fraction)
     ikes = {key: ike for key, ike in state.ikes.items() if key != ike_id}
-    return replace(state, ikes=ikes, turn_at=state.turn_at if ikes else _turn(state, now))
+    turn_at = state.turn_at if ikes else _turn(state, now)
+    return _awaited(replace(state, ikes=ikes, turn_at=turn_at), now)
 
 
 def _ike_replaced(state: IkeState, old: int, new: int, now: Instant) -> IkeState:
@@ -763,6 +800,7 @@ def _may_begin(state: IkeState, flow: IkeFlow) -> bool:
         and state.loading is None
         and state.loaded == state.variant
         and (bool(state.ikes) or state.turn_at is None)
+        and state.await_until is None
         and not flow.taken
         and flow.attempt is None
         and flow.retry_at is None

@@ -38,6 +38,7 @@ _OPERATION: Final = struct.Struct("=BBH")  # struct inet_diag_bc_op
 _ANY_STATE: Final = 0xFFFF_FFFF
 _INFO: Final = 2  # INET_DIAG_INFO
 _BYTECODE: Final = 1  # INET_DIAG_REQ_BYTECODE
+_JUMP: Final = 1  # INET_DIAG_BC_JMP
 _SPORT_IS: Final = 11  # INET_DIAG_BC_S_EQ
 _DPORT_IS: Final = 12  # INET_DIAG_BC_D_EQ
 _DATA_SEGMENTS: Final = struct.Struct("=II")
@@ -60,7 +61,10 @@ _ALIVE: Final = frozenset(State)
 def encode_dump(port: int, family: int, *, seq: int) -> bytes:
     """Ask for all TCP connections of a family with this port at either end."""
     body = _REQUEST.pack(family, TCP, 1 << (_INFO - 1), _ANY_STATE)
-    code = _OPERATION.pack(_SPORT_IS, 16, 8) + _OPERATION.pack(0, 0, port)
+    # Where to go on yes and on no, in bytes; past the end is no. "a or b" needs a jump over b, for
+    # the kernel takes no program that has a part which no chain of yes leads through.
+    code = _OPERATION.pack(_SPORT_IS, 8, 12) + _OPERATION.pack(0, 0, port)
+    code += _OPERATION.pack(_JUMP, 4, 12)
     code += _OPERATION.pack(_DPORT_IS, 8, 12) + _OPERATION.pack(0, 0, port)
     body += encode_attribute(_BYTECODE, code)
     return encode_message(SOCK_DIAG_BY_FAMILY, body, flags=Flag.REQUEST | Flag.DUMP, seq=seq)

@@ -1,0 +1,230 @@
+"""Transport connections between the hosts of a simulation: dialled, held by gates, broken.
+
+Law 7 is checked at the moment that a connection begins: the SA that brought its first packet was
+made, at both ends, under an authentication that is younger than the pair's last break.
+"""
+
+import itertools
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from tests.sim.kernel import EspPacket, Packet
+from tunsec.machines import ike_peer
+from tunsec.model.connection import Connection, ConnectionEnded, Ends, Syn
+from tunsec.model.flow import ChildId, Keying
+from tunsec.model.names import Address, Spi
+from tunsec.model.selector import TCP
+
+if TYPE_CHECKING:
+    from tests.sim.host import SimHost
+    from tests.sim.world import World
+
+SYN_AGAIN = 1.0
+"""Seconds until TCP sends a SYN again, doubled each time (RFC 6298)."""
+GIVES_UP = 6
+
+
+class FakeSockets:
+    """The TCP connections of a host."""
+
+    def __init__(self) -> None:
+        self.there: dict[Ends, Connection] = {}
+
+    def connections(self, port: int) -> tuple[Connection, ...]:
+        """Those with this port at either end."""
+        return tuple(
+            one for ends, one in self.there.items() if port in (ends.local_port, ends.remote_port)
+        )
+
+
+@dataclass(slots=True)
+class FakeSynGate:
+    """SYNs that a host's kernel holds; those of a dead daemon are dropped."""
+
+    tcp: "Tcp"
+    host: "SimHost"
+    held: dict[int, tuple[Syn, EspPacket | None]] = field(default_factory=dict)
+
+    def let(self, syn: Syn) -> None:
+        """It goes on."""
+        found = self.held.pop(syn.id, None)
+        if found is not None:
+            self.tcp.released(self.host, syn, found[1])
+
+    def drop(self, syn: Syn) -> None:
+        """It is gone."""
+        self.held.pop(syn.id, None)
+
+
+def _other(ends: Ends) -> Ends:
+    return Ends(ends.remote, ends.remote_port, ends.local, ends.local_port)
+
+
+@dataclass(frozen=True, slots=True)
+class _Break:
+    """What was there when a connection broke: everything up to this is spent."""
+
+    at: float
+    offers: dict[str, int]
+
+
+class Tcp:
+    """All connections of a world."""
+
+    def __init__(self, world: "World") -> None:
+        self._world = world
+        self._ports = itertools.count(40_000)
+        self._ids = itertools.count(1)
+        self._breaks: dict[frozenset[Address], _Break] = {}
+        self.begun = 0
+        """Connections that were let begin."""
+        self.waits: list[float] = []
+        """Seconds from the dial to the first packet's arrival, of each."""
+        self._dialled: dict[Ends, float] = {}
+        self.asks_proof = True
+        """Whether flows have `on_reconnect: reauth`; with `rekey` fresh keys will do."""
+
+    # What a story does
+
+    def dial(self, host: "SimHost", child: ChildId) -> Ends:
+        """A program, or RDS, opens a connection."""
+        flow = next(flow for flow in self._world.intent.flows if flow.name == child.flow)
+        ends = Ends(child.local, next(self._ports), child.remote, flow.port)
+        host.sockets.there[ends] = Connection(ends, alive=True, carried=False)
+        self._dialled[ends] = self._world.now
+        self._syn(host, ends, self._world.dice.getrandbits(32), 0)
+        return ends
+
+    def up(self, host: "SimHost", ends: Ends) -> bool:
+        """Whether a connection is open at both ends."""
+        one = host.sockets.there.get(ends)
+        return one is not None and one.carried
+
+    def reset(self, host: "SimHost", child: ChildId, *, peer_sees: bool = True) -> None:
+        """All connections of a relation end here and, by RST, at the peer."""
+        peer = self._world.hosts[child.peer]
+        self._world.tell(f"{host.name} resets what it has with {child.peer}")
+        pair = frozenset((child.local, child.remote))
+        offers = {
+            str(one.name): max(one.engine.offers.holds, default=0)
+            for one in (host, peer)
+            if one.engine is not None
+        }
+        mine = [ends for ends in host.sockets.there if _between(ends, child)]
+        theirs = [ends for ends in peer.sockets.there if _between(_other(ends), child)]
+        if any(host.sockets.there[ends].carried for ends in mine):
+            self._breaks[pair] = _Break(self._world.now, offers)
+        self._close(host, mine)
+        if peer_sees:
+            self._close(peer, theirs)
+
+    def _close(self, host: "SimHost", gone: list[Ends]) -> None:
+        for ends in gone:
+            ended = ConnectionEnded(replace(host.sockets.there.pop(ends), alive=False))
+            if self._world.dice.random() >= self._world.lose_events:
+                self._tell_later(host, ended)
+
+    def _tell_later(self, host: "SimHost", ended: ConnectionEnded) -> None:
+        def tell() -> None:
+            self._world.with_engine(host, lambda engine: engine.on_connections([ended]))
+
+        self._world.later(self._world.dice.uniform(0.001, 0.026), tell)
+
+    # A first packet's way
+
+    def _syn(self, host: "SimHost", ends: Ends, sequence: int, tries: int) -> None:
+        one = host.sockets.there.get(ends)
+        if one is None or one.carried or tries > GIVES_UP:
+            return
+        self._held(host, Syn(next(self._ids), ends, True, sequence), None)
+        again = SYN_AGAIN * 2**tries
+        self._world.later(again, lambda: self._syn(host, ends, sequence, tries + 1))
+
+    def _held(self, host: "SimHost", syn: Syn, packet: EspPacket | None) -> None:
+        if host.guard.guard is None or host.engine is None:
+            return  # the rule has no bypass
+        host.syns.held[syn.id] = (syn, packet)
+        self._world.with_engine(host, lambda engine: engine.on_syn(syn))
+
+    def released(self, host: "SimHost", syn: Syn, packet: EspPacket | None) -> None:
+        """A verdict lets a SYN go on: out to the peer, or in to its socket."""
+        if packet is not None:
+            self._begins(host, syn, packet)
+            return
+        ends = syn.ends
+        sent = host.kernel.send(
+            Packet(ends.local, ends.remote, TCP, ends.local_port, ends.remote_port)
+        )
+        if not isinstance(sent, EspPacket):
+            return
+        peer = next(
+            one
+            for one in self._world.hosts.values()
+            if ends.remote in self._world.intent.host(one.name).addresses
+        )
+
+        def arrive() -> None:
+            if self._world.cut_off.isdisjoint((host.name, peer.name)) and peer.kernel.receive(sent):
+                into = Syn(next(self._ids), _other(ends), False, syn.sequence, 0, Spi(sent.spi))
+                self._held(peer, into, sent)
+
+        self._world.later(self._world.dice.uniform(0.0, self._world.longest_trip), arrive)
+
+    def _begins(self, host: "SimHost", syn: Syn, packet: EspPacket) -> None:
+        """The other end has taken the SYN; its answer goes back by what it sends on."""
+        ends = syn.ends
+        self._law_7(host, ends, packet.spi)
+        host.sockets.there[ends] = Connection(ends, alive=True, carried=True)
+        dialler = next(
+            one
+            for one in self._world.hosts.values()
+            if ends.remote in self._world.intent.host(one.name).addresses
+        )
+        back = host.kernel.send(
+            Packet(ends.local, ends.remote, TCP, ends.local_port, ends.remote_port)
+        )
+        there = dialler.sockets.there
+        if isinstance(back, EspPacket) and dialler.kernel.receive(back) and _other(ends) in there:
+            there[_other(ends)] = Connection(_other(ends), alive=True, carried=True)
+            self.begun += 1
+            self.waits.append(self._world.now - self._dialled.pop(_other(ends), self._world.now))
+
+    def _law_7(self, host: "SimHost", ends: Ends, spi: Spi) -> None:
+        broke = self._breaks.get(frozenset((ends.local, ends.remote)))
+        if broke is None or host.engine is None or not self.asks_proof:
+            return
+        child = next(
+            child
+            for child in host.engine.scope.children
+            if (child.id.local, child.id.remote) == (ends.local, ends.remote)
+        )
+        if child.keying is Keying.IKE:
+            flow = host.engine.ike.flow(child.id)
+            connection = next(
+                one for one in host.engine.ike.connections if child.id in one.state.flows
+            )
+            state: ike_peer.IkeState = connection.state
+            since = [
+                state.ikes[one.ike].since
+                for one in (() if flow is None else flow.held)
+                if one.spi_in == spi and one.ike in state.ikes
+            ]
+            fresh = bool(since) and min(since) >= broke.at
+        else:
+            pair = host.engine.pairs[child.id.peer].flows[child.id]
+            offers = [
+                (sa.own_offer or 0, sa.peer_offer or 0) for sa in pair.inbound if sa.spi == spi
+            ]
+            fresh = any(
+                own > broke.offers.get(host.name, 0) and peer > broke.offers.get(child.id.peer, 0)
+                for own, peer in offers
+            )
+        if not fresh:
+            self._world.laws.breaks(
+                f"law 7: {host.name} takes a connection from {child.id.peer} by {spi:08x}, "
+                f"which is of before the break at {broke.at:.3f}"
+            )
+
+
+def _between(ends: Ends, child: ChildId) -> bool:
+    return (ends.local, ends.remote) == (child.local, child.remote)
