@@ -107,7 +107,7 @@ class Gates:
         """The kernel holds a SYN."""
         child = self._child_of(syn.ends)
         if child is None:
-            log.warning("SYN of no known flow dropped", extra=fields({"syn": syn}))
+            log.debug("SYN of no flow dropped", extra=fields({"syn": syn}))
             if self._syns is not None:
                 self._syns.drop(syn)
             return

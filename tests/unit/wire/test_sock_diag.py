@@ -16,7 +16,7 @@ ONE, TWO = ipaddress.ip_address("192.0.2.1"), ipaddress.ip_address("192.0.2.2")
 MAPPED = b"\0" * 10 + b"\xff\xff"
 
 
-def tcp_info(segments_in: int, segments_out: int) -> bytes:
+def segments(segments_in: int, segments_out: int) -> bytes:
     return bytes(152) + struct.pack("=II", segments_in, segments_out) + bytes(80)
 
 
@@ -41,12 +41,12 @@ def decoded(raw: bytes) -> Connection:
     [(1, True), (2, True), (3, True), (12, True), (7, False), (8, False), (6, False), (4, False)],
 )
 def test_a_connection_that_closes_is_over(state: int, alive: bool) -> None:
-    raw = told(2, state, ONE.packed, TWO.packed, tcp_info(1, 0))
+    raw = told(2, state, ONE.packed, TWO.packed, segments(1, 0))
     assert decoded(raw) == Connection(Ends(ONE, 16385, TWO, 32776), alive, True)
 
 
 def test_what_a_dual_stack_socket_took_has_its_ipv4_addresses() -> None:
-    raw = told(10, 1, MAPPED + ONE.packed, MAPPED + TWO.packed, tcp_info(0, 0))
+    raw = told(10, 1, MAPPED + ONE.packed, MAPPED + TWO.packed, segments(0, 0))
     assert decoded(raw) == Connection(Ends(ONE, 16385, TWO, 32776), True, False)
 
 
@@ -57,7 +57,7 @@ def test_a_connection_that_does_not_say_so_has_carried_something(info: bytes | N
 
 @given(st.data())
 def test_cut_or_changed_bytes_are_malformed_and_nothing_worse(data: st.DataObject) -> None:
-    whole = told(10, 1, MAPPED + ONE.packed, MAPPED + TWO.packed, tcp_info(1, 1))
+    whole = told(10, 1, MAPPED + ONE.packed, MAPPED + TWO.packed, segments(1, 1))
     raw = bytearray(whole[: data.draw(st.integers(0, len(whole)))])
     for at in data.draw(st.lists(st.integers(0, len(whole) - 1), max_size=4)):
         if at < len(raw):
