@@ -121,7 +121,7 @@ hosts:
 defaults: {{keying: {keying}, rekey: {{after: {after}}}}}
 flows:
   bus: {{kind: tcp, port: 5000, between: all}}
-ike: {{dead_after: never}}
+ike: {{dead_after: 5s}}
 """,
         "sim.yaml",
     )

@@ -74,6 +74,8 @@ class Laws:
         self.checks += 1
         changed: list[SimHost] = []
         for host in self._world.hosts.values():
+            self._excuse_what_is_spent(host)
+        for host in self._world.hosts.values():
             version = _version(host)
             before = self._versions.get(host.name)
             if before == version:
@@ -96,6 +98,18 @@ class Laws:
 
     def _break(self, text: str) -> None:
         raise Broken(f"{text}\n{self._world.tale()}")
+
+    def _excuse_what_is_spent(self, host: "SimHost") -> None:
+        """After a break law 7 counts more than law 2: what there is goes, whoever sends on it."""
+        if host.engine is None or not host.engine.gates.needed:
+            return
+        for child in host.engine.scope.children:
+            if host.engine.gates.closed_reason(child.id):
+                self.excuse(
+                    sa_id
+                    for sa_id, sa in host.kernel.all_sas()
+                    if sa.reqid == child.reqid and sa_id.dst == child.id.local
+                )
 
     # What the world tells: what nobody could avoid
 

@@ -9,10 +9,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from tests.sim.kernel import EspPacket, Packet
-from tunsec.machines import ike_peer
 from tunsec.model.connection import Connection, ConnectionEnded, Ends, Syn
-from tunsec.model.flow import ChildId, Keying
-from tunsec.model.names import Address, Spi
+from tunsec.model.flow import ChildId
+from tunsec.model.names import Address, HostName, Spi
 from tunsec.model.selector import TCP
 
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ class _Break:
     """What was there when a connection broke: everything up to this is spent."""
 
     at: float
-    offers: dict[str, int]
+    offers: dict[HostName, int]
 
 
 class Tcp:
@@ -81,6 +80,8 @@ class Tcp:
         self.waits: list[float] = []
         """Seconds from the dial to the first packet's arrival, of each."""
         self._dialled: dict[Ends, float] = {}
+        self._made: dict[tuple[HostName, Spi], tuple[float, dict[HostName, int]]] = {}
+        """How each inbound SA was authenticated: since when by IKE, or by which offers."""
         self.asks_proof = True
         """Whether flows have `on_reconnect: reauth`; with `rekey` fresh keys will do."""
 
@@ -106,7 +107,7 @@ class Tcp:
         self._world.tell(f"{host.name} resets what it has with {child.peer}")
         pair = frozenset((child.local, child.remote))
         offers = {
-            str(one.name): max(one.engine.offers.holds, default=0)
+            one.name: max(one.engine.offers.holds, default=0)
             for one in (host, peer)
             if one.engine is not None
         }
@@ -189,39 +190,39 @@ class Tcp:
             self.begun += 1
             self.waits.append(self._world.now - self._dialled.pop(_other(ends), self._world.now))
 
+    def note(self) -> None:
+        """Remember how inbound SAs were authenticated: a later life of a daemon does not know."""
+        for host in self._world.hosts.values():
+            if host.engine is None or not host.engine.gates.needed:
+                continue
+            for pair in host.engine.pairs.values():
+                for flow in pair.flows.values():
+                    for sa in flow.inbound:
+                        if sa.own_offer is not None and sa.peer_offer is not None:
+                            offers: dict[HostName, int] = {
+                                host.name: sa.own_offer,
+                                pair.peer: sa.peer_offer,
+                            }
+                            self._made.setdefault((host.name, sa.spi), (0.0, offers))
+            for connection, ike_flow in host.engine.ike.flows():
+                for one in ike_flow.held:
+                    if one.ike in connection.state.ikes:
+                        since = connection.state.ikes[one.ike].since
+                        self._made.setdefault((host.name, one.spi_in), (since, {}))
+
     def _law_7(self, host: "SimHost", ends: Ends, spi: Spi) -> None:
         broke = self._breaks.get(frozenset((ends.local, ends.remote)))
         if broke is None or host.engine is None or not self.asks_proof:
             return
-        child = next(
-            child
-            for child in host.engine.scope.children
-            if (child.id.local, child.id.remote) == (ends.local, ends.remote)
+        if (host.name, spi) not in self._made:
+            self.note()
+        since, offers = self._made.get((host.name, spi), (0.0, {}))
+        fresh = since >= broke.at or (
+            bool(offers) and all(offers[name] > broke.offers.get(name, 0) for name in offers)
         )
-        if child.keying is Keying.IKE:
-            flow = host.engine.ike.flow(child.id)
-            connection = next(
-                one for one in host.engine.ike.connections if child.id in one.state.flows
-            )
-            state: ike_peer.IkeState = connection.state
-            since = [
-                state.ikes[one.ike].since
-                for one in (() if flow is None else flow.held)
-                if one.spi_in == spi and one.ike in state.ikes
-            ]
-            fresh = bool(since) and min(since) >= broke.at
-        else:
-            pair = host.engine.pairs[child.id.peer].flows[child.id]
-            offers = [
-                (sa.own_offer or 0, sa.peer_offer or 0) for sa in pair.inbound if sa.spi == spi
-            ]
-            fresh = any(
-                own > broke.offers.get(host.name, 0) and peer > broke.offers.get(child.id.peer, 0)
-                for own, peer in offers
-            )
         if not fresh:
             self._world.laws.breaks(
-                f"law 7: {host.name} takes a connection from {child.id.peer} by {spi:08x}, "
+                f"law 7: {host.name} takes a connection from {ends.remote} by {spi:08x}, "
                 f"which is of before the break at {broke.at:.3f}"
             )
 

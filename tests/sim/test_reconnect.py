@@ -156,3 +156,36 @@ def break_again(pair: Pair) -> None:
     for _ in range(5):
         pair.reset(pair.left)
         pair.open()
+
+
+# Anything, in any order
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("keying", list(Keying))
+def test_whatever_happens_connections_come_back_and_never_by_the_old(
+    keying: Keying, seed: int
+) -> None:
+    pair = Pair(keying, seed=seed)
+    world = pair.world
+    pair.open()
+    for _ in range(40):
+        host = world.dice.choice(pair.both)
+        match world.dice.randrange(8):
+            case 0 | 1:
+                pair.reset(host, peer_sees=world.dice.random() < 0.7)
+            case 2 | 3 | 4:
+                pair.dial(host)
+            case 5:
+                world.lose_events = world.dice.choice([0.0, 0.5])
+            case 6 if keying is Keying.DIRECTORY:
+                world.directory_away(world.dice.uniform(0.1, 2.0))
+            case _:
+                world.crash(host)
+                world.start_later(host, world.dice.uniform(0.1, 2.0))
+        world.run(world.dice.uniform(0.0, 1.0))
+    world.lose_events = 0.0
+    world.run(30.0)
+    for host in pair.both:
+        pair.reset(host)
+        pair.open(host, within=30.0)

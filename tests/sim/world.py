@@ -123,6 +123,7 @@ class World:
             self.now = max(self.now, at)
             self._one_event()
             self.laws.check()
+            self.tcp.note()
         self.now = end
 
     def _next(self) -> float | None:

@@ -121,7 +121,9 @@ class Gates:
                 continue
             child = self._child_of(event.connection.ends)
             if child is not None:
-                self._step(child, Ended(event.connection, self._standing(child)))
+                self._step(
+                    child, Ended(event.connection, self._connections(child), self._standing(child))
+                )
 
     def on_peer_asked(self, child: ChildId) -> None:
         """What a child has is spent, here or for its peer."""
@@ -150,7 +152,7 @@ class Gates:
         while self._asked:
             child = self._asked.popleft()
             if child in self._gates:
-                self._step(child, PeerAsked())
+                self._step(child, PeerAsked(self._connections(child)))
         for child, gate in list(self._gates.items()):
             if gate.state in OPEN and not gate.held:
                 self._told.pop(child, None)

@@ -38,7 +38,7 @@ from tunsec.machines.ike_facts import (
     Stray,
     UsageTold,
 )
-from tunsec.machines.ike_flow import IkeFlow, is_spent, renewed
+from tunsec.machines.ike_flow import IkeFlow, is_spent, renewed, spent_strays
 from tunsec.machines.ike_orders import (
     Initiate,
     ListSas,
@@ -292,11 +292,8 @@ class IkeDesk:
         old = ike_peer.of_before_break(connection.state, flow)
         stale = {one.spi_in for one in flow.held if is_spent(flow, one, old)}
         fresh = {one.spi_in for one in flow.held} - stale
-        strays = {stray.spi for stray in flow.strays if stray.inbound}
-        if flow.spent_at is None:
-            fresh |= strays
-        else:
-            stale |= strays
+        stale |= {stray.spi for stray in spent_strays(flow) if stray.inbound}
+        fresh |= {stray.spi for stray in flow.strays if stray.inbound} - stale
         return Standing(
             flow.pinned is not None,
             frozenset(fresh),

@@ -187,7 +187,7 @@ class IkeFlow:
     spent_at: Instant | None = None
     """When a connection of the flow last broke."""
     spent: frozenset[Spi] = frozenset()
-    """Inbound SPIs of the CHILD_SAs of then, which are not to be used any more."""
+    """SPIs of the SAs of then, of both directions, which are not to be used any more."""
     proof: bool = False
     """IKE_SAs of before neither, nor what is made on them."""
 
@@ -250,7 +250,7 @@ def renewed(flow: IkeFlow, old: frozenset[int], now: Instant) -> bool:
     return (
         active is not None
         and active.own
-        and not flow.strays
+        and not spent_strays(flow)
         and not any(
             is_spent(flow, one, old) or one.state is ChildState.DELETING for one in flow.held
         )
@@ -270,8 +270,30 @@ def cut(flow: IkeFlow, old: frozenset[int]) -> tuple[HeldChild, ...]:
     )
 
 
+def spend(flow: IkeFlow, now: Instant, *, proof: bool) -> IkeFlow:
+    """A connection broke: what there is now is spent."""
+    spis = {spi for one in flow.held for spi in (one.spi_in, one.spi_out)}
+    spis |= {stray.spi for stray in flow.strays}
+    return replace(
+        flow, spent_at=now, spent=frozenset(spis), proof=proof, rekey_at=now, retry_at=None
+    )
+
+
+def keep_spent(flow: IkeFlow, old: frozenset[int]) -> IkeFlow:
+    """charon's names of things are about to be forgotten: SPIs tell what is spent then."""
+    spis = {
+        spi for one in flow.held if is_spent(flow, one, old) for spi in (one.spi_in, one.spi_out)
+    }
+    return replace(flow, spent=flow.spent | spis)
+
+
+def spent_strays(flow: IkeFlow) -> tuple[StraySa, ...]:
+    """Strays of before the break."""
+    return tuple(stray for stray in flow.strays if stray.spi in flow.spent)
+
+
 def end(flow: IkeFlow, ending: tuple[HeldChild, ...], now: Instant) -> IkeFlow:
-    """Those are being deleted; strays are gone."""
+    """Those are being deleted; strays of before the break are gone."""
     held = tuple(
         replace(
             one, state=CHILD.next(one.state, ChildFact.LOST), check_at=Instant(now + DELETE_AGAIN)
@@ -280,7 +302,8 @@ def end(flow: IkeFlow, ending: tuple[HeldChild, ...], now: Instant) -> IkeFlow:
         else one
         for one in flow.held
     )
-    return replace(flow, held=held, strays=())
+    strays = tuple(stray for stray in flow.strays if stray.spi not in flow.spent)
+    return replace(flow, held=held, strays=strays)
 
 
 # What may be sent on

@@ -307,14 +307,7 @@ def _renewal_wanted(state: IkeState, event: RenewalWanted, now: Instant) -> IkeS
     state = _on_flow(
         state,
         event.child,
-        lambda flow: replace(
-            flow,
-            spent_at=now,
-            spent=frozenset(one.spi_in for one in flow.held),
-            proof=event.proof,
-            rekey_at=now,
-            retry_at=None,
-        ),
+        lambda flow: flows.spend(flow, now, proof=event.proof),
     )
     if not event.proof:
         return state
@@ -450,6 +443,7 @@ def _charon_ready(state: IkeState, now: Instant) -> IkeState:
     A host that has SAs left comes back: the peer still believes in IKE_SAs that may be gone, and
     soon finds this host dead, so nobody waits for a turn.
     """
+    state = _on_flows(state, lambda flow: flows.keep_spent(flow, of_before_break(state, flow)))
     state = _on_flows(state, flows.into_strays)
     returns = any(flow.strays for flow in state.flows.values())
     return replace(
@@ -763,9 +757,10 @@ def _cut(state: IkeState, now: Instant, actions: list[Action]) -> IkeState:
         fresh = flow.active is not None and not flows.is_spent(flow, flow.active, old)
         if fresh and flow.proof:
             proven |= old
-        if not fresh or not (gone or (flow.strays and flow.spent_at is not None)):
+        strays = flows.spent_strays(flow)
+        if not fresh or not (gone or strays):
             continue
-        actions += [RemoveStray(child, stray.spi, stray.inbound) for stray in flow.strays]
+        actions += [RemoveStray(child, stray.spi, stray.inbound) for stray in strays]
         ending |= {one.id for one in gone}
         state = _with(state, flows.end(flow, gone, now))
     held = [one for flow in state.flows.values() for one in flow.held]
@@ -775,8 +770,15 @@ def _cut(state: IkeState, now: Instant, actions: list[Action]) -> IkeState:
         TerminateChild(one.ike, one.id) for one in held if one.id in ending and one.ike not in over
     ]
     actions += [TerminateIke(ike) for ike in sorted(over)]
-    ikes = {key: ike for key, ike in state.ikes.items() if key not in over}
-    return replace(state, ikes=ikes) if over else state
+    if not over and not ending:
+        return state
+    # What charon does not have any more it does not tell of: its list does.
+    soon = _after(now, flows.LOOK_AFTER)
+    return replace(
+        state,
+        ikes={key: ike for key, ike in state.ikes.items() if key not in over},
+        list_at=soon if state.list_at is None else min(state.list_at, soon),
+    )
 
 
 def _load(state: IkeState, _: Instant, actions: list[Action]) -> IkeState:

@@ -7,6 +7,7 @@ both ends, with fresh keys, and nothing left of the old::
 
     UNUSED --let--> IN_USE --broke--> BROKEN --asked--> RENEWING --renewed--> UNUSED or IN_USE
       any of the first three --the peer asks--> RENEWING
+      RENEWING --broke: what goes on beside has ended too--> BROKEN
 
 IN_USE is also what several connections at a time are: paths of one RDS connection, or a program's
 pool. One that ends without having carried a byte has said nothing, and breaks nothing: RDS opens
@@ -79,12 +80,12 @@ GATE: Final = Table(
         (GateState.UNUSED, GateFact.PEER_ASKED): GateState.RENEWING,
         (GateState.IN_USE, GateFact.PEER_ASKED): GateState.RENEWING,
         (GateState.BROKEN, GateFact.PEER_ASKED): GateState.RENEWING,
+        (GateState.RENEWING, GateFact.BROKE): GateState.BROKEN,
         (GateState.RENEWING, GateFact.RENEWED): GateState.UNUSED,
     },
     {
         (GateState.IN_USE, GateFact.LET): "one more connection under the same authentication",
         (GateState.BROKEN, GateFact.BROKE): "one renewal serves all that broke before it",
-        (GateState.RENEWING, GateFact.BROKE): "one renewal serves all that broke before it",
         (GateState.RENEWING, GateFact.PEER_ASKED): "both have seen the same break",
     },
 )
@@ -123,9 +124,11 @@ class SynHeld(Event):
 
 @dataclass(frozen=True, slots=True)
 class Ended(Event):
-    """The kernel tells that a connection's socket is destroyed."""
+    """The kernel tells that a connection's socket is destroyed; `connections` are those that are
+    left: several paths break at once, and are told of one by one."""
 
     connection: Connection
+    connections: tuple[Connection, ...]
     standing: Standing
 
 
@@ -139,7 +142,10 @@ class Looked(Event):
 
 @dataclass(frozen=True, slots=True)
 class PeerAsked(Event):
-    """The peer has seen a break."""
+    """The peer has seen a break; `connections` are those that there are now. What is not there any
+    more broke before: the peer's renewal serves it."""
+
+    connections: tuple[Connection, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,14 +228,17 @@ def step(state: Gate, event: GateEvent, now: Instant, fraction: float) -> GateSt
             state = _begun(state, connections, used, now)
         case SynHeld(syn, connections, standing):
             state = _hold(_notice(state, connections, now, fraction), syn, now, fraction, actions)
-        case Ended(connection, standing):
+        case Ended(connection, connections, standing):
             state = _ended(state, connection, now, fraction)
+            if state.state is not GateState.IN_USE:
+                state = _left(state, connections)
         case Looked(connections, standing):
             state = _fates_due(_notice(state, connections, now, fraction), now, fraction)
             if state.state is GateState.RENEWING and standing.renewed:
                 state = _renewed(state, connections, actions)
-        case PeerAsked():
-            state = _moved(replace(state, ask_at=None), GateFact.PEER_ASKED)
+        case PeerAsked(connections):
+            state = _left(replace(state, ask_at=None), connections)
+            state = _moved(state, GateFact.PEER_ASKED)
     state = _ask(state, now, actions)
     if standing is not None:
         state = _judge(state, standing, now, actions)
@@ -263,16 +272,12 @@ def closed_reason(state: Gate) -> str:
 
 
 def _begun(state: Gate, connections: tuple[Connection, ...], used: bool, now: Instant) -> Gate:
-    """What an earlier life saw is not known. Connections that stand use what stands; SAs without
-    any may have served one that broke while nobody looked."""
+    """What an earlier life saw is not known: something may have broken while nobody looked."""
     live = {one.ends: Live(carried=one.carried) for one in connections if one.alive}
-    state = replace(state, live=live)
-    if live:
-        return _moved(state, GateFact.LET)
     if used:
         state = _moved(_moved(state, GateFact.LET), GateFact.BROKE)
-        return replace(state, broke_at=now, ask_at=now)
-    return state
+        return replace(state, live=live, broke_at=now, ask_at=now)
+    return _moved(replace(state, live=live), GateFact.LET) if live else state
 
 
 def _notice(
@@ -296,6 +301,13 @@ def _notice(
             broke = True
     state = replace(state, live=live, missing=missing)
     return _broke(state, now, fraction) if broke else state
+
+
+def _left(state: Gate, connections: tuple[Connection, ...]) -> Gate:
+    """What broke with others needs no renewal of its own."""
+    alive = {one.ends for one in connections if one.alive}
+    live = {ends: one for ends, one in state.live.items() if ends in alive}
+    return replace(state, live=live, missing={})
 
 
 def _ended(state: Gate, connection: Connection, now: Instant, fraction: float) -> Gate:
@@ -322,8 +334,8 @@ def _fates_due(state: Gate, now: Instant, fraction: float) -> Gate:
 
 
 def _broke(state: Gate, now: Instant, fraction: float) -> Gate:
-    if state.state is not GateState.IN_USE:
-        return _moved(state, GateFact.BROKE) if state.state is not GateState.UNUSED else state
+    if state.state not in (GateState.IN_USE, GateState.RENEWING):
+        return state
     forgiven = 0.0 if state.broke_at is None else (now - state.broke_at) / CALM
     debt = max(0.0, state.debt - forgiven) + 1.0
     wait = Seconds(0.0) if debt <= BURST else backoff(int(debt - BURST) + 1, fraction)

@@ -84,7 +84,7 @@ def test_a_syn_that_is_sent_again_passes(used: Driven) -> None:
 
 
 def test_after_an_end_the_next_waits_for_what_is_fresh(used: Driven) -> None:
-    assert used.tell(Ended(there(1)[0], READY)) == (Renew(CHILD, "the connection to b broke"),)
+    assert used.tell(Ended(there(1)[0], (), READY)) == (Renew(CHILD, "the connection to b broke"),)
     assert used.tell(SynHeld(syn(2), there(2, carried=False), SPENT)) == ()
     assert used.tell(Looked(there(2, carried=False), SPENT)) == ()
     assert used.tell(Looked(there(2, carried=False), RENEWED)) == (Let(syn(2)),)
@@ -106,7 +106,7 @@ def test_what_carried_nothing_breaks_nothing() -> None:
     one.tell(SynHeld(syn(1), (), READY))
     assert one.tell(SynHeld(syn(2), there(2, carried=False), READY)) == ()
     ended = Connection(ends(1), alive=False, carried=False)
-    assert one.tell(Ended(ended, READY)) == (Let(syn(2)),)
+    assert one.tell(Ended(ended, (), READY)) == (Let(syn(2)),)
 
 
 def test_without_news_what_is_missing_has_broken() -> None:
@@ -122,13 +122,13 @@ def test_without_news_what_is_missing_has_broken() -> None:
 
 
 def test_an_inbound_syn_of_before_the_break_is_dropped(used: Driven) -> None:
-    used.tell(Ended(there(1)[0], READY))
+    used.tell(Ended(there(1)[0], (), READY))
     late = syn(2, spi=OLD)
     assert used.tell(SynHeld(late, (), SPENT)) == (Drop(late),)
 
 
 def test_an_inbound_syn_that_came_by_the_fresh_sa_waits_for_this_end(used: Driven) -> None:
-    used.tell(Ended(there(1)[0], READY))
+    used.tell(Ended(there(1)[0], (), READY))
     early = syn(2, spi=NEW)
     half = Standing(sends=True, fresh=frozenset({NEW}), stale=frozenset({OLD}))
     assert used.tell(SynHeld(early, (), half)) == ()
@@ -147,14 +147,14 @@ def test_an_inbound_syn_by_an_sa_that_nobody_knows_is_dropped_in_the_end() -> No
 
 
 def test_a_held_syn_whose_socket_is_gone_is_dropped(used: Driven) -> None:
-    used.tell(Ended(there(1)[0], READY))
+    used.tell(Ended(there(1)[0], (), READY))
     used.tell(SynHeld(syn(2), there(2, carried=False), SPENT))
     assert used.tell(Looked((), RENEWED)) == (Drop(syn(2)),)
     assert used.state is GateState.UNUSED
 
 
 def test_a_held_syn_that_is_sent_again_takes_the_place_of_the_first(used: Driven) -> None:
-    used.tell(Ended(there(1)[0], READY))
+    used.tell(Ended(there(1)[0], (), READY))
     used.tell(SynHeld(syn(2), there(2, carried=False), SPENT))
     again = syn(2, number=2)
     assert used.tell(SynHeld(again, there(2, carried=False), SPENT)) == (Drop(syn(2)),)
@@ -163,24 +163,38 @@ def test_a_held_syn_that_is_sent_again_takes_the_place_of_the_first(used: Driven
 
 def test_what_lives_on_uses_the_fresh_authentication_too(used: Driven) -> None:
     used.tell(SynHeld(syn(2), there(1, 2), READY))
-    used.tell(Ended(there(1)[0], READY))
+    used.tell(Ended(there(1)[0], there(2), READY))
     used.tell(Looked(there(2), RENEWED))
     assert used.state is GateState.IN_USE
-    [order] = used.tell(Ended(there(2)[0], RENEWED))
+    [order] = used.tell(Ended(there(2)[0], (), RENEWED))
+    assert isinstance(order, Renew)
+
+
+def test_paths_that_break_at_once_are_one_break(used: Driven) -> None:
+    used.tell(SynHeld(syn(2), there(1, 2), READY))
+    [order] = used.tell(Ended(there(1)[0], (), READY))
+    assert isinstance(order, Renew)
+    assert used.tell(Ended(there(2)[0], (), READY)) == ()
+
+
+def test_what_goes_on_beside_and_ends_later_is_another(used: Driven) -> None:
+    used.tell(SynHeld(syn(2), there(1, 2), READY))
+    used.tell(Ended(there(1)[0], there(2), READY))
+    [order] = used.tell(Ended(there(2)[0], (), SPENT))
     assert isinstance(order, Renew)
 
 
 def test_an_end_of_before_the_fresh_authentication_comes_late(used: Driven) -> None:
-    used.tell(Ended(there(1)[0], READY))
+    used.tell(Ended(there(1)[0], (), READY))
     used.tell(Looked((), RENEWED))
-    assert used.tell(Ended(there(3)[0], RENEWED)) == ()
+    assert used.tell(Ended(there(3)[0], (), RENEWED)) == ()
     assert used.state is GateState.UNUSED
 
 
 def test_the_peer_has_seen_a_break_that_we_have_not(used: Driven) -> None:
-    assert used.tell(PeerAsked()) == ()
+    assert used.tell(PeerAsked(())) == ()
     assert used.state is GateState.RENEWING
-    assert used.tell(Ended(there(1)[0], SPENT)) == ()
+    assert used.tell(Ended(there(1)[0], (), SPENT)) == ()
     assert "re-authenticating: the connection to b broke" in reconnect.closed_reason(used.gate)
 
 
@@ -190,7 +204,7 @@ def test_breaks_that_follow_each_other_are_damped() -> None:
         port = number + 1
         one.tell(SynHeld(syn(port), there(port), replace(READY, renewed=True)))
         one.tell(Looked(there(port), READY))
-        one.tell(Ended(there(port)[0], READY))
+        one.tell(Ended(there(port)[0], (), READY))
         if one.state is GateState.RENEWING:
             one.tell(Looked((), RENEWED))
             one.tell(Looked((), READY))
@@ -208,10 +222,11 @@ def test_breaks_that_follow_each_other_are_damped() -> None:
     ("connections", "used", "state"),
     [
         ((), False, GateState.UNUSED),
-        (there(1), True, GateState.IN_USE),
+        (there(1), False, GateState.IN_USE),
+        (there(1), True, GateState.RENEWING),
         ((), True, GateState.RENEWING),
     ],
-    ids=["nothing was ever said", "what stands uses what stands", "something may have broken"],
+    ids=["nothing was said", "something goes on", "something may have broken", "all may have"],
 )
 def test_a_daemon_that_begins(
     connections: tuple[Connection, ...], used: bool, state: GateState
