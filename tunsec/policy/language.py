@@ -233,8 +233,9 @@ class DefaultsEntry(_Entry):
         default=AeadWish.AUTO, description="The AEAD, or auto: the fastest of both."
     )
     rekey: RekeyEntry = Field(default=RekeyEntry(), description="When traffic keys are replaced.")
-    on_reconnect: OnReconnectWord = Field(
-        default=OnReconnect.KEEP, description="What a new connection of a flow needs."
+    on_reconnect: OnReconnectWord | None = Field(
+        default=None,
+        description="What a new connection needs; else reauth for rds-tcp, keep for tcp.",
     )
     offload: OffloadWord = Field(default=OffloadWish.NONE, description="What the NIC does of ESP.")
     local_senders: LocalSendersWord = Field(

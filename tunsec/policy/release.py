@@ -34,9 +34,6 @@ class Later:
         return f"'{key}'" if self.value == ANYTHING else f"'{key}: {self.value}'"
 
 
-_DELETE: Final = "delete the key"
-
-
 def _everywhere(key: str, value: str, remedy: str) -> tuple[Later, Later]:
     """A key that stands in flows and in defaults."""
     return Later(("defaults", key), value, remedy), Later(("flows", ANYTHING, key), value, remedy)
@@ -48,7 +45,6 @@ LATER: Final[tuple[Later, ...]] = (
     *_everywhere("offload", OffloadWish.CRYPTO, "use 'offload: none'"),
     *_everywhere("offload", OffloadWish.PACKET, "use 'offload: none'"),
     *_everywhere("offload", OffloadWish.AUTO, "use 'offload: none'"),
-    *_everywhere("on_reconnect", ANYTHING, _DELETE),
 )
 
 

@@ -3,7 +3,7 @@
 from typing import Final
 
 from tunsec.model.clock import Seconds
-from tunsec.model.flow import Keying, Mode, OffloadWish, OnReconnect, RekeyRule
+from tunsec.model.flow import Keying, Kind, Mode, OffloadWish, OnReconnect, RekeyRule
 from tunsec.policy.kinds import ON_WIRE
 from tunsec.policy.language import FlowEntry, PolicyFile
 from tunsec.policy.units import NO_LIMIT
@@ -41,8 +41,11 @@ def aead_of(file: PolicyFile, flow: FlowEntry) -> AeadWish:
 
 
 def on_reconnect_of(file: PolicyFile, flow: FlowEntry) -> OnReconnect:
-    """What a new connection needs."""
-    return flow.on_reconnect or file.defaults.on_reconnect
+    """What a new connection needs. RDS connects anew by itself, long before anybody could look."""
+    if not ON_WIRE[flow.kind].has_connections:
+        return OnReconnect.KEEP
+    own = OnReconnect.REAUTH if flow.kind is Kind.RDS_TCP else OnReconnect.KEEP
+    return flow.on_reconnect or file.defaults.on_reconnect or own
 
 
 def offload_of(file: PolicyFile, flow: FlowEntry) -> OffloadWish:

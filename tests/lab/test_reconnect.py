@@ -1,0 +1,185 @@
+"""A connection breaks: no packet of the next one goes under the authentication of before.
+
+Behind each host's gate a set of nftables notes by which SA the packets of each connection came: so
+it is known of every packet, not of samples.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lab.watched import watched_flows
+from tunsec.model.flow import Keying
+from tunsec.wire.control import FlowStatus
+from tunsec_lab.capture import LeakWatch
+from tunsec_lab.cluster import Cluster
+from tunsec_lab.host import Host, Lab
+from tunsec_lab.packets import protect
+from tunsec_lab.rds import RdsTalk, tcp_connections
+
+pytestmark = pytest.mark.needs("esp-ipv4", "esp-ipv6", "esn", "nft-inet", "rds-tcp", "sock-destroy")
+
+RDS, TCP = 16385, 5432
+PATHS = 8
+BREAKS = 20
+RDS_BREAKS = "sport = :16385 or dport = :16385"
+FLOWS = f"""\
+  bus: {{kind: rds-tcp, between: all}}
+  copy: {{kind: tcp, port: {TCP}, between: all, on_reconnect: reauth}}
+"""
+WITNESS = f"""
+table inet witness {{
+  set seen {{ typeof ipsec in spi . tcp sport . tcp dport; flags dynamic; size 65535; }}
+  chain input {{
+    type filter hook input priority -200; policy accept;
+    tcp sport {{ {RDS}, {TCP} }} update @seen {{ ipsec in spi . tcp sport . tcp dport }}
+    tcp dport {{ {RDS}, {TCP} }} update @seen {{ ipsec in spi . tcp sport . tcp dport }}
+  }}
+}}
+"""
+ECHO = """
+import socket, sys
+server = socket.create_server((sys.argv[1], int(sys.argv[2])))
+print("ready", flush=True)
+while True:
+    one, _ = server.accept()
+    try:
+        while got := one.recv(100):
+            one.sendall(got)
+    except ConnectionError:
+        pass
+"""
+DIAL = """
+import socket, struct, sys, time
+near, far, port, times = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+for number in range(times):
+    began = time.monotonic()
+    one = socket.create_connection((far, port), source_address=(near, 0))
+    one.sendall(b"x")
+    assert one.recv(1) == b"x"
+    print("up", round(1000 * (time.monotonic() - began)), flush=True)
+    time.sleep(1.0)
+    if number % 2:  # by RST, else by FIN
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    one.close()
+print("done", flush=True)
+"""
+
+Spis = dict[tuple[int, int], set[int]]
+
+
+@pytest.fixture
+def watch(lab: Lab) -> Iterator[LeakWatch]:
+    a, b = lab.hosts.values()
+
+    def speak_and_restart() -> None:
+        with RdsTalk(a, b, sizes=(1,)) as talk:
+            talk.wait()
+        # RDS keeps its connections, and speaks on them by itself.
+        for host in (a, b):
+            host.destroy()
+        for host in (a, b):
+            host.recreate()
+
+    with watched_flows(lab, {protect("rds-tcp"): speak_and_restart}) as seen:
+        yield seen
+
+
+def witnessed(host: Host) -> Spis:
+    """SPIs by the ports of the connection whose packets they brought to a host."""
+    listed = json.loads(host.run(["nft", "-j", "list", "set", "inet", "witness", "seen"]).stdout)
+    found: Spis = {}
+    for one in listed["nftables"]:
+        for element in one.get("set", {}).get("elem", ()):
+            spi, sport, dport = element["concat"]
+            found.setdefault((sport, dport), set()).add(spi)
+    return found
+
+
+def inbound(host: Host) -> set[int]:
+    """SPIs of all SAs by which something may come in to a host."""
+    listed = host.run(["ip", "-o", "xfrm", "state", "list", "dst", str(host.ipv4)]).stdout
+    return {int(line.split(" spi ")[1].split()[0], 16) for line in listed.splitlines()}
+
+
+def of_flow(cluster: Cluster, host: Host, flow: str) -> FlowStatus:
+    return cluster.flow(host, flow=flow)
+
+
+def quiet(cluster: Cluster, talk: RdsTalk) -> None:
+    """Every path is up at both ends, and nobody re-authenticates."""
+    until = time.monotonic() + 20
+    for host in cluster.lab.hosts.values():
+        while (
+            sum(line.startswith("ESTAB") for line in tcp_connections(host)) != PATHS
+            or of_flow(cluster, host, "bus").reason
+        ):
+            assert time.monotonic() < until, (
+                tcp_connections(host),
+                of_flow(cluster, host, "bus"),
+                [cluster.daemons[name].output()[-5000:] for name in cluster.daemons],
+            )
+            talk.wait_for_more(2)
+
+
+def break_rds(cluster: Cluster, talk: RdsTalk, number: int) -> float:
+    """One end resets every path; seconds until the next message is back."""
+    quiet(cluster, talk)
+    hosts = tuple(cluster.lab.hosts.values())
+    before = {host.name: (set(witnessed(host)), inbound(host)) for host in hosts}
+    began = time.monotonic()
+    hosts[number % 2].run(["ss", "-K", RDS_BREAKS])
+    talk.wait_for_more(1)
+    gap = time.monotonic() - began
+    talk.wait_for_more(5)
+    for host in hosts:
+        known, old = before[host.name]
+        new = {ports: spis for ports, spis in witnessed(host).items() if ports not in known}
+        assert new, f"{host.name} has seen no new connection"
+        for ports, spis in new.items():
+            assert not spis & old, f"break {number}: {ports} came to {host.name} by an old SA"
+        assert not inbound(host) & old & {spi for spis in new.values() for spi in spis}
+    return gap
+
+
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize("keying", list(Keying))
+def test_a_new_connection_waits_for_fresh_authentication(
+    lab: Lab, watch: LeakWatch, keying: Keying
+) -> None:
+    a, b = lab.hosts.values()
+    cluster = Cluster(lab, flows=FLOWS, defaults=f"  {{keying: {keying}}}\n")
+    if keying is Keying.IKE:
+        for host in (a, b):
+            cluster.start_charon(host)
+    cluster.start_all()
+    for host in (a, b):
+        host.run(["nft", "-f", "-"], stdin=WITNESS)
+    try:
+        with RdsTalk(a, b, version=4) as talk:
+            talk.wait_for_more()
+            gaps = [break_rds(cluster, talk, number) for number in range(BREAKS)]
+        assert talk.report.sent == talk.report.echoed
+        print(f"{keying} rds gaps in ms:", sorted(round(1000 * gap) for gap in gaps), flush=True)
+
+        for host, other in ((a, b), (b, a)):
+            server = other.spawn([sys.executable, "-c", ECHO, str(other.ipv4), str(TCP)])
+            server.wait_for_line("^ready")
+            dialled = host.spawn(
+                [sys.executable, "-c", DIAL, str(host.ipv4), str(other.ipv4), str(TCP), "4"]
+            )
+            dialled.wait_for_line("^done", timeout=30)
+            ups = [int(line.split()[1]) for line in dialled.output().splitlines()[:-1]]
+            print(f"{keying} {host.name} dials, ms until up:", ups, flush=True)
+            server.terminate()
+            for one in (a, b):
+                seen = witnessed(one)
+                mine = [spis for ports, spis in seen.items() if TCP in ports]
+                assert len(mine) >= 4
+                assert all(not x & y for i, x in enumerate(mine) for y in mine[:i]), mine
+    finally:
+        for host in (a, b):
+            print(f"== {host.name}\n{cluster.daemons[host.name].output()[-9000:]}", flush=True)
