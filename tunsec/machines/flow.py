@@ -57,9 +57,13 @@ class Spent:
 
     def has(self, sa: InboundSa | OutboundSa) -> bool:
         """Whether an SA is of before; one of an earlier life of the daemon is."""
-        if sa.own_offer is None or sa.peer_offer is None:
+        return self.has_offers(sa.own_offer, sa.peer_offer)
+
+    def has_offers(self, own: OfferSeq | None, peer: OfferSeq | None) -> bool:
+        """Whether what is keyed under these offers is."""
+        if own is None or peer is None:
             return True
-        old = (sa.own_offer <= self.own, sa.peer_offer <= self.peer)
+        old = (own <= self.own, peer <= self.peer)
         return any(old) if self.proof else all(old)
 
     def plus(self, other: "Spent") -> "Spent":
@@ -170,12 +174,9 @@ def cut_outbound(flow: FlowState) -> tuple[OutboundSa, ...]:
 
 
 def cut_inbound(flow: FlowState) -> tuple[InboundSa, ...]:
-    """Spent SAs that go without a drain: the peer says that it sends by a fresh one, and by none
-    of them."""
+    """Spent SAs that go without a drain: the peer says that it sends by none of them."""
     spent = flow.spent
-    if spent is None or not any(
-        sa.state is SaState.ACTIVE and not spent.has(sa) for sa in flow.inbound
-    ):
+    if spent is None:
         return ()
     return tuple(sa for sa in flow.inbound if spent.has(sa) and sa.state is SaState.REKEYED)
 
@@ -198,6 +199,8 @@ def may_replace(flow: FlowState, *, own: OfferSeq, peer: OfferSeq, peer_life: Of
     """
     if flow.taken or len(flow.inbound) >= MAX_EPOCHS:
         return False
+    if flow.spent is not None and flow.inbound and flow.spent.has_offers(own, peer):
+        return False  # of no use to a new connection, and those that stand have what they need
     newest = flow.newest_inbound
     if newest is None or newest.expiring or newest.aead not in flow.child.aeads:
         return True
@@ -205,6 +208,8 @@ def may_replace(flow: FlowState, *, own: OfferSeq, peer: OfferSeq, peer_life: Of
         return True
     if (newest.own_offer, newest.peer_offer) == (own, peer):
         return False
+    if flow.spent is not None and flow.spent.has(newest):
+        return True
     return newest.state is SaState.ACTIVE or newest.peer_offer < peer_life
 
 
