@@ -18,7 +18,7 @@ demo: ## two hosts whose VXLAN is ESP, live, in the lab
 	@if test -t 1 && test -z "$$NO_COLOR"; then set -- --env FORCE_COLOR=1; fi; \
 		netns-lab/lab exec --timeout 120s "$$@" -- python3 -m scenarios.demo
 
-test: ## lint, types, unit, sim, lab and lab-virtual, each whatever became of the others
+test: ## lint, types, unit, sim, lab, lab-ike and lab-virtual, each whatever became of the others
 	@$(stage)
 
 setup: ## make ready what test and demo need
@@ -36,8 +36,8 @@ unit: ## unit and property tests, the import law
 sim: ## whole clusters from seeds
 	@$(stage) sim
 
-lab: ## tests on the lab's kernel
-	@$(stage) lab
+lab: ## tests on the lab's kernel, and with charon
+	@$(stage) lab lab-ike
 
 lab-long: ## the lab's tests that wait long: frozen and crashed charons, moves between keyings
 	@$(stage) lab-long
