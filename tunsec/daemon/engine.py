@@ -48,6 +48,7 @@ from tunsec.machines.orders import (
     InstallInbound,
     InstallOutbound,
     MakeOffer,
+    PassOver,
     PublishOffer,
     PublishRecord,
     ReadUsage,
@@ -151,6 +152,8 @@ class Engine:
         self._tokens: dict[str, OfferSeq | tuple[HostName, int]] = {}
         self._moving: set[ChildId] = set()
         """Children that one keying still carries for the other."""
+        self._by_ike: dict[ChildId, int] = {}
+        """Packets that had come in for those by IKE when last looked."""
         self._alarms: Alarms[Target] = Alarms()
         self._queue: deque[_Queued] = deque()
         self._closed = False
@@ -449,10 +452,18 @@ class Engine:
     def _hear_peers(self) -> None:
         """Inbound SAs of directory keying go when the peer's records say that it has left them.
         Where no record can come any more, what arrives by IKE tells it: a CHILD_SA alone does
-        not, for the peer's daemon may have died before it sent on it."""
+        not, for the peer's daemon may have died before it sent on it, nor does what it carried
+        before, for the peer may have sent by IKE until a moment ago."""
+        before, self._by_ike = self._by_ike, {}
         for child_id in self._in_order(self._moving):
-            if self._awaits_peer(child_id) and self._heard_by_ike(child_id):
+            if not self._awaits_peer(child_id):
+                continue
+            packets = self._packets_by_ike(child_id)
+            if packets is None:
+                continue  # it is looked at again
+            if packets > before.get(child_id, packets):
                 self._queue.append(_Queued(("pair", child_id.peer), InboundTaken(child_id)))
+            self._by_ike[child_id] = packets
 
     def _awaits_peer(self, child: ChildId) -> bool:
         """Whether only the peer still sends by directory keying, as far as we know."""
@@ -463,15 +474,15 @@ class Engine:
             and any(sa.state is not SaState.REKEYED for sa in flow.inbound)
         )
 
-    def _heard_by_ike(self, child: ChildId) -> bool:
-        """Whether something came in on a CHILD_SA on which the peer sends."""
+    def _packets_by_ike(self, child: ChildId) -> int | None:
+        """What has come in on the newest CHILD_SA on which the peer sends; None if unknown."""
         flow = self.ike.flow(child)
         theirs = [] if flow is None else [one for one in flow.held if not one.own]
         try:
             found = [self._ports.kernel.sa(SaId(child.local, one.spi_in)) for one in theirs]
         except (Refused, Unavailable):
-            return False  # it is looked at again
-        return any(sa is not None and sa.usage.usage_packets > 0 for sa in found)
+            return None
+        return max((sa.usage.usage_packets for sa in found if sa is not None), default=0)
 
     def _tell_who_pins(self, children: Collection[ChildId]) -> None:
         """A child may have come to the keying that has its SPs already: the other one drains."""
@@ -711,6 +722,8 @@ class Engine:
                 self._answer(peer, [switched])
                 for keyed in switched.sas:
                     self._directory_pinned(keyed.child)
+            case PassOver():
+                self._installer.pass_over(action)
             case RemoveInbound(child, spi):
                 self._remove(child, SaId(child.local, spi), inbound=True)
             case RemoveOutbound(child, spi):
