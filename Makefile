@@ -7,7 +7,7 @@ export PYTHON
 venv = $$(.ci/venv)
 stage = venv=$(venv) && VENV_PYTHON=$$venv/bin/python $(PYTHON) tests/stages.py
 
-.PHONY: help demo test setup lint types unit sim lab lab-long lab-virtual bench bench-peers clean
+.PHONY: help demo test setup lint types unit sim lab lab-long lab-virtual week bench bench-peers clean
 .NOTPARALLEL:
 
 help: ## show this
@@ -44,6 +44,10 @@ lab-long: ## the lab's tests that wait long: frozen and crashed charons, moves b
 
 lab-virtual: ## days of operation in virtual time
 	@$(stage) lab-virtual
+
+week: ## a week by IKE in virtual time: about seven minutes
+	@netns-lab/lab exec --clock virtual --timeout 60m --env TUNSEC_LAB_DAYS=7 -- \
+		python3 -m pytest tests/lab/test_virtual_week.py -s
 
 bench: ## XFRM programming beside `ip -batch` and ready-made bytes
 	@mkdir -p bench-results
