@@ -8,7 +8,7 @@ from typing import Protocol
 from tunsec.model.aead import AeadSpeed as AeadSpeed
 from tunsec.model.clock import Instant, WallTime
 from tunsec.model.errors import Refused, TunsecError
-from tunsec.model.guard import Guard, GuardDrops
+from tunsec.model.guard import Guard, GuardDrops, VniMarks
 from tunsec.model.ike import IkeConnection
 from tunsec.model.ike_sa import IkeRef, IkeSa
 from tunsec.model.names import Address
@@ -64,6 +64,18 @@ class GuardTable(Protocol):
 
     def remove(self) -> None:
         """Delete the table; that it is not there is no error."""
+        ...
+
+
+class VniMarking(Protocol):
+    """Marks by VNI on what `external` tunnel devices send, beside the guard table."""
+
+    def put(self, wanted: Sequence[VniMarks]) -> None:
+        """Give each device just these marks; raises Refused or Unavailable once all were tried."""
+        ...
+
+    def drift(self, wanted: Sequence[VniMarks]) -> tuple[str, ...]:
+        """What stands differently from what `put` would make, one line each."""
         ...
 
 

@@ -1,6 +1,6 @@
 """One host of a simulation: what a crash leaves, what a reboot leaves, and what neither does."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from tests.sim.charon import FakeCharon
@@ -10,7 +10,7 @@ from tunsec.daemon.engine import Engine
 from tunsec.daemon.scope import Scope
 from tunsec.keying.newest import Newest
 from tunsec.keying.ring import Keyring
-from tunsec.model.guard import Guard, GuardDrops
+from tunsec.model.guard import Guard, GuardDrops, VniMarks
 from tunsec.model.names import Address, HostName
 from tunsec.ports import OverlayDevice
 
@@ -47,6 +47,17 @@ class FakeGuard:
             and (packet.src in flow.peers or packet.dst in flow.peers)
             for flow in self.guard.flows
         )
+
+
+class NoMarks:
+    """No filters: the simulation's packets bear the marks of their tenants from the beginning."""
+
+    def put(self, wanted: Sequence[VniMarks]) -> None:
+        """Nothing to do."""
+
+    def drift(self, wanted: Sequence[VniMarks]) -> tuple[str, ...]:
+        """Nothing differs."""
+        return ()
 
 
 class NoLinks:

@@ -80,7 +80,17 @@ from tunsec.model.ownership import is_our_reqid
 from tunsec.model.sa import SaId
 from tunsec.plan.diff import Plan
 from tunsec.plan.ike_connection import IkeSetup
-from tunsec.ports import Clock, Directory, Entropy, GuardTable, Ike, Kernel, Links, Record
+from tunsec.ports import (
+    Clock,
+    Directory,
+    Entropy,
+    GuardTable,
+    Ike,
+    Kernel,
+    Links,
+    Record,
+    VniMarking,
+)
 
 DUMP_EVERY: Final = Seconds(300.0)
 """Drift is seen through events; this dump finds what they missed."""
@@ -102,6 +112,7 @@ class Ports:
 
     kernel: Kernel
     guard: GuardTable
+    marks: VniMarking
     links: Links
     directory: Directory
     clock: Clock
@@ -176,6 +187,7 @@ class Engine:
         self._drift = Drift(kernel=ports.kernel, counters=self.counters, troubles=self.troubles)
         self._guarding = Guarding(
             table=ports.guard,
+            marks=ports.marks,
             links=ports.links,
             counters=self.counters,
             troubles=self.troubles,
@@ -311,7 +323,7 @@ class Engine:
         self._run()
 
     def on_guard_changed(self) -> None:
-        """Somebody, perhaps we, touched the guard table."""
+        """Somebody, perhaps we, touched the guard table or filters that mark."""
         self._alarms.put(GUARD, Deadline(self._after(COALESCE), "guard table changed"))
 
     def on_links_changed(self) -> None:
@@ -572,7 +584,7 @@ class Engine:
         failed = bool(self.troubles.guard)
         if not self._guarding.check(self.scope):
             self._alarms.put(GUARD, Deadline(self._after(RETRY), "guard is tried again"))
-        elif failed:
+        if failed and not self.troubles.guard:
             self._begin_keying()
 
     # Kernel

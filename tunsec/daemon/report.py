@@ -56,7 +56,7 @@ def status(
     try:
         sas = kernel.sas()
         drops = {
-            flow: FlowDrops(one.clear_out, one.clear_in, one.local_injection)
+            flow: FlowDrops(one.clear_out, one.clear_in, one.local_injection, one.cross_tenant)
             for flow, one in guard.drops().items()
         }
         devices = links.overlay_devices()

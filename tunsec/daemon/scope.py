@@ -10,7 +10,7 @@ from tunsec.keying.judgement import Grant
 from tunsec.machines.offer import RolloverRule
 from tunsec.model.clock import Seconds
 from tunsec.model.flow import Child, ChildId, Keying
-from tunsec.model.guard import Guard, GuardedFlow, TunnelDevice
+from tunsec.model.guard import Guard, GuardedFlow, TunnelDevice, VniMarks
 from tunsec.model.names import Address, FlowName, HostName, Mark
 from tunsec.model.sp import Sp, SpId
 from tunsec.plan.image import Image
@@ -96,13 +96,14 @@ class Scope:
         ports = {(flow.kind, port) for flow in self.guarded for port in flow.ports}
         return Guard(
             self.guarded,
-            tuple(
-                TunnelDevice(device.name, device.ifindex, device.kind, device.port, device.vni)
-                for device in devices
-                if (device.kind, device.port) in ports
-            ),
+            tuple(_tunnel(device) for device in devices if (device.kind, device.port) in ports),
             self.tunnel_mark,
         )
+
+    def vni_marks(self, devices: Iterable[OverlayDevice]) -> tuple[VniMarks, ...]:
+        """What packets of each `external` device bear by their VNIs, nothing for most of them."""
+        guard = self.guard(())
+        return tuple(guard.vni_marks(_tunnel(device)) for device in devices if device.external)
 
     @property
     def tunnel_mark(self) -> Mark:
@@ -216,6 +217,10 @@ class Scope:
             )
             for guarded in self._desired.guarded
         )
+
+
+def _tunnel(device: OverlayDevice) -> TunnelDevice:
+    return TunnelDevice(device.name, device.ifindex, device.kind, device.port, device.vni)
 
 
 def _port_of(sp: Sp) -> tuple[object, ...]:

@@ -22,6 +22,7 @@ from tunsec.adapters.nft import GuardMonitor, NftGuard
 from tunsec.adapters.psk_file import read_psk
 from tunsec.adapters.system import SystemClock, SystemEntropy
 from tunsec.adapters.systemd import Notifier
+from tunsec.adapters.tc import TcMarks, TcMonitor
 from tunsec.adapters.xfrm import XfrmEvents, XfrmKernel
 from tunsec.daemon import report
 from tunsec.daemon.charon_link import CharonLink
@@ -91,6 +92,7 @@ class Service:
         self._hangup_task: asyncio.Task[None] | None = None
         self._kernel: XfrmKernel
         self._guard: NftGuard
+        self._marks = TcMarks()
         self._links: HostLinks
         self._directory: FileDirectory
         self._identity: LoadedIdentity
@@ -121,9 +123,9 @@ class Service:
             self._build(scope)
             xfrm = XfrmEvents(ours=[self._kernel.tag])
             self._cleanup.callback(xfrm.close)
-            guard, links = GuardMonitor(), LinkMonitor()
-            self._cleanup.callback(guard.close)
-            self._cleanup.callback(links.close)
+            guard, marks, links = GuardMonitor(), TcMonitor(), LinkMonitor()
+            for monitor in (guard, marks, links):
+                self._cleanup.callback(monitor.close)
             self.engine.start(scope)
             self._accept(known, intent, scope)
             self._give_credentials()
@@ -134,6 +136,7 @@ class Service:
             )
             self._watch(xfrm.fileno(), lambda: self._on_xfrm(xfrm))
             self._watch(guard.fileno(), lambda: self._on_guard(guard))
+            self._watch(marks.fileno(), lambda: self._on_guard(marks))
             self._watch(links.fileno(), lambda: self._on_links(links))
             await self._serve(control)
 
@@ -272,7 +275,11 @@ class Service:
         finally:
             self._guard = NftGuard(boot_file=self._settings.state / "guard.nft")
             Guarding(
-                table=self._guard, links=self._links, counters=counters, troubles=troubles
+                table=self._guard,
+                marks=self._marks,
+                links=self._links,
+                counters=counters,
+                troubles=troubles,
             ).put(scope)
 
     def _build(self, scope: Scope) -> None:
@@ -309,6 +316,7 @@ class Service:
             ports=Ports(
                 self._kernel,
                 self._guard,
+                self._marks,
                 self._links,
                 self._directory,
                 self._clock,
@@ -394,7 +402,7 @@ class Service:
         facts = events.read()
         self.engine.on_kernel_events((fact, False) for fact in facts)
 
-    def _on_guard(self, monitor: GuardMonitor) -> None:
+    def _on_guard(self, monitor: GuardMonitor | TcMonitor) -> None:
         if monitor.read():
             self.engine.on_guard_changed()
             self._rearm()

@@ -48,7 +48,7 @@ def test_status_in_a_pipe_is_plain_and_aligned(
         "chacha20-poly1305 2m 5s 57m 55s 3 3.0 MiB 512 B 0"
     )
     assert columns.index("STATE") == red.index("INSTALLED") == backbone.index("BLOCKED")
-    others = "2 arriving in clear, 3 sent by local users"
+    others = "2 arriving in clear, 3 sent by local users, 4 from one tenant to another"
     assert notes == [
         "backbone db3: db3 has published no offer",
         f"guard: tenant-overlay: dropped 1 leaving in clear, {others}",

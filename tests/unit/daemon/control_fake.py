@@ -62,7 +62,7 @@ class FakeDaemon:
             directory=DirectoryStatus(
                 "file:/srv/tunsec", False, "Permission denied", 4, 2, {"stale": 1}
             ),
-            guard=GuardStatus(True, "", {"tenant-overlay": FlowDrops(1, 2, 3)}),
+            guard=GuardStatus(True, "", {"tenant-overlay": FlowDrops(1, 2, 3, 4)}),
             drift=DriftStatus(1, 2, 1),
             warnings=("the clock went back",),
         )

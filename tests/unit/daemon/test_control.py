@@ -78,6 +78,9 @@ def test_metrics_are_prometheus_text(client: Client) -> None:
         'tunsec_guard_dropped_packets_total{flow="tenant-overlay",why="local_injection"} 3.0'
         in text
     )
+    assert (
+        'tunsec_guard_dropped_packets_total{flow="tenant-overlay",why="cross_tenant"} 4.0' in text
+    )
     assert 'tunsec_drift_repaired_total{what="sp"} 2.0' in text
     assert 'tunsec_records_refused_total{reason="stale"} 1.0' in text
 

@@ -45,7 +45,7 @@ SHAPES = (
 text = st.text(max_size=8)
 counts = st.integers(0, 2**64 - 1)
 spans = st.floats(0, 1e9)
-drops = st.builds(FlowDrops, counts, counts, counts)
+drops = st.builds(FlowDrops, counts, counts, counts, counts)
 flow = st.builds(FlowStatus, *[text] * 3, st.none() | text, *[text] * 6, st.booleans())
 bodies: dict[type, st.SearchStrategy[object]] = {
     Status: st.builds(
