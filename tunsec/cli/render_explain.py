@@ -6,9 +6,9 @@ from typing import Final
 from tunsec.cli.render import FLOW_HEADS, flow_row, size, span, table
 from tunsec.wire.control_explain import Explanation, Relation, SaReport, SpReport
 
-SP_HEADS: Final = (
-    *("SP", "SELECTOR", "ACTION", "PRIORITY", "MARK", "PINS", "WHOSE", "LAST MET", "RULES IT"),
-)
+SP_HEADS: Final = (*("SP", "SELECTOR", "ACTION", "PRIORITY", "MARK", "PINS", "WHOSE", "LAST MET"),)
+RULES_IT: Final = "RULES IT"
+"""Whether an SP does, for a packet that is asked about."""
 SA_HEADS: Final = (
     *("SA", "SPI", "FLOW", "PEER", "STATE", "IN USE", "AEAD", "AGE", "PACKETS", "CARRIED"),
     *("SEQUENCE", "WINDOW", "DROPS", "MARK", "ENDS IN"),
@@ -22,13 +22,16 @@ def show(found: Explanation) -> None:
     print(f"{found.verdict}: {found.why}")
     for line in found.on_the_wire:
         print(f"on the wire: {line}")
-    for one in found.relations:
-        print(f"rule: {_named(one)} with {one.status.peer}: {one.rule}")
+    rules = (f"rule: {_named(one)}: {one.rule}" for one in found.relations)
+    for line in dict.fromkeys(rules):
+        print(line)
     if found.relations:
         print()
         table(FLOW_HEADS, [flow_row(one.status) for one in found.relations])
-    sps = found.sps or tuple(sp for one in found.relations for sp in one.sps)
-    if sps:
+    if found.sps:
+        print()
+        table((*SP_HEADS, RULES_IT), [(*_sp_row(sp), sp.when or "yes") for sp in found.sps])
+    elif sps := [sp for one in found.relations for sp in one.sps]:
         print()
         table(SP_HEADS, map(_sp_row, sps))
     rows = [_sa_row(one, sa) for one in found.relations for sa in one.sas]
@@ -51,7 +54,7 @@ def _sp_row(sp: SpReport) -> tuple[str, ...]:
     met = "never" if sp.used is None else f"{span(sp.used)} ago"
     return (
         *(sp.direction, sp.selector, sp.action, str(sp.priority), sp.mark or "-", sp.spi or "-"),
-        *(sp.whose, met, sp.when or "yes"),
+        *(sp.whose, met),
     )
 
 

@@ -9,6 +9,7 @@ from tunsec.daemon.explain_parts import (
     View,
     action,
     guard_reports,
+    guards,
     label,
     mark_text,
     relation,
@@ -59,6 +60,9 @@ class AskedPacket:
             *(packet.src, packet.dst, packet.proto, packet.sport, packet.dport),
             mark=self._mark(packet),
         )
+        self.guarding = [
+            flow for flow in view.engine.scope.guarded if guards(flow, packet, self.remote)
+        ]
         self.found = ruling(view.sps.values(), direction, self.packet)
 
     def _mark(self, packet: Packet) -> int | None:
@@ -94,7 +98,7 @@ class AskedPacket:
             on_the_wire=tuple(self._on_the_wire(outcomes)),
             sps=tuple(self._sps()),
             relations=tuple(relation(self.view, child) for child in children),
-            guard=guard_reports(self.view, self.flows, (self.direction,)),
+            guard=guard_reports(self.view, self.guarding, (self.direction,)),
             notes=tuple(self._notes(children)),
         )
 
@@ -182,8 +186,8 @@ class AskedPacket:
     def _why_foreign(self, sp: Sp) -> str:
         does = {"pass": "lets it pass in clear", "block": "drops it", "protect": "protects it"}
         said = f"another program's SP rules it and {does[action(sp)]}: {sp}"
-        if self.flows and not protects(sp) and sp.action is not SpAction.BLOCK:
-            said += f"; the guard drops it, for flow {self.flows[0].flow} names it"
+        if self.guarding and not protects(sp) and sp.action is not SpAction.BLOCK:
+            said += f"; the guard drops it, for flow {self.guarding[0].flow} names it"
         return said
 
     def _why_blocked(self, sp: Sp | None) -> str:

@@ -12,6 +12,7 @@ from tunsec.model.flow import Child, ChildId, Keying
 from tunsec.model.guard import GuardDrops, GuardedFlow
 from tunsec.model.names import Address, Mark, Reqid, Vni, spi_hex
 from tunsec.model.ownership import is_our_sp
+from tunsec.model.packet import Packet
 from tunsec.model.sa import Sa, SaId
 from tunsec.model.selector import TCP, UDP
 from tunsec.model.sp import Sp, SpAction, SpDirection, SpId
@@ -121,17 +122,16 @@ def rule_text(view: View, child: Child) -> str:
     on_wire = ON_WIRE[child.kind]
     outbound = f", outbound all {proto}" if Ports.ANY in on_wire.outbound else ""
     sides = " on either side" if on_wire.either_side else ""
-    return f"{child.kind}, {proto} port {ports}{sides}{outbound}; {_whose(view, child)}"
+    return f"{child.kind}, {proto} port {ports}{sides}{outbound}{_networks(view, child)}"
 
 
-def _whose(view: View, child: Child) -> str:
-    guarded = view.guarded[child.id.flow]
+def _networks(view: View, child: Child) -> str:
     vni = view.vni(child)
     if vni is not None:
-        return f"VNI {vni}, tenant {child.id.tenant}"
-    if guarded.tenants:
-        return "all VNIs that no tenant names"
-    return "all VNIs" if ON_WIRE[child.kind].has_networks else "all of them"
+        return f", VNI {vni} (tenant {child.id.tenant})"
+    if view.guarded[child.id.flow].tenants:
+        return ", VNIs that no tenant names"
+    return ", all VNIs" if ON_WIRE[child.kind].has_networks else ""
 
 
 def relation(view: View, child: Child) -> Relation:
@@ -258,12 +258,23 @@ def _ike_states(engine: Engine, child: Child) -> Iterator[tuple[SaId, str]]:
 def guard_reports(
     view: View, flows: Iterable[GuardedFlow], directions: Iterable[SpDirection]
 ) -> tuple[GuardReport, ...]:
-    """The guard's rules for packets of these flows."""
+    """The guard's rules for these flows."""
     return tuple(
         GuardReport(rule, f"{what}.{flow_label(flow.flow)}", count)
         for flow in flows
         for direction in directions
         for what, rule, count in _guard_rules(flow, direction, view.drops.get(flow.flow))
+    )
+
+
+def guards(flow: GuardedFlow, packet: Packet, remote: Address) -> bool:
+    """Whether the guard's rules for a flow may be about a packet: it looks at the flow's own port,
+    whatever more the SPs cover."""
+    ports = (packet.dport, packet.sport) if flow.either_side else (packet.dport,)
+    return (
+        flow.proto == packet.proto
+        and (flow.strangers_blocked or remote in flow.peers)
+        and any(port is None or port in flow.ports for port in ports)
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 
-from tunsec.model.names import Mark
+from tunsec.model.names import Mark, Network
 from tunsec.model.packet import Packet
 from tunsec.model.sa import Sa
 from tunsec.model.selector import PortMatch, Selector
@@ -38,9 +38,9 @@ class Ruling:
 
 
 def ruling(sps: Iterable[Sp], direction: SpDirection, packet: Packet) -> Ruling:
-    """What the kernel finds for a packet."""
+    """What the kernel finds for a packet. SPs come newest first, as in its dumps."""
     found = [(sp, match) for sp in sps if (match := sp_match(sp, direction, packet))]
-    ordered = _in_kernels_order(sp for sp, _ in found)
+    ordered = _in_kernels_order([sp for sp, _ in found])
     certain = {sp.id for sp, match in found if match is Match.YES}
     place = next((at for at, sp in enumerate(ordered) if sp.id in certain), len(ordered))
     return Ruling(
@@ -96,27 +96,40 @@ def carriers(template: Template, mark: Mark | None, sas: Iterable[Sa]) -> tuple[
     return tuple(sorted(found, key=lambda sa: -sa.usage.added_at))
 
 
-def _in_kernels_order(sps: Iterable[Sp]) -> list[Sp]:
+def _in_kernels_order(newest_first: list[Sp]) -> list[Sp]:
     """Lowest priority number first; among equals the one that was there first.
 
-    An SP between the same hosts keeps its place when it is updated, beside others the updated one
-    counts as new (`pos` in struct xfrm_policy). What the NIC does itself goes before all else.
+    An SP that is updated keeps its place in its list of the kernel, and counts as new beside those
+    of other lists (`pos` in struct xfrm_policy). What the NIC does itself goes before all else.
     """
-    by_hosts: dict[tuple[object, object], list[Sp]] = {}
-    for sp in sps:
-        by_hosts.setdefault((sp.id.selector.src, sp.id.selector.dst), []).append(sp)
+    age = {sp.id: -place for place, sp in enumerate(newest_first)}
+    lists: dict[object, list[Sp]] = {}
+    for sp in newest_first:
+        lists.setdefault(_list_of(sp.id.selector), []).append(sp)
     queues = [
-        sorted(group, key=lambda sp: (sp.offload is None, sp.priority, sp.index), reverse=True)
-        for group in by_hosts.values()
+        sorted(found, key=lambda sp: (sp.offload is None, sp.priority, sp.index), reverse=True)
+        for found in lists.values()
     ]
     ordered: list[Sp] = []
     while queues := [queue for queue in queues if queue]:
-        ordered.append(min(queues, key=lambda queue: _standing(queue[-1])).pop())
+        heads = (queue[-1] for queue in queues)
+        first = min(heads, key=lambda sp: (sp.offload is None, sp.priority, age[sp.id]))
+        next(queue for queue in queues if queue[-1] is first).pop()
+        ordered.append(first)
     return ordered
 
 
-def _standing(sp: Sp) -> tuple[bool, int, int, int]:
-    return (sp.offload is None, sp.priority, sp.usage.added_at, sp.index)
+def _list_of(selector: Selector) -> object:
+    """Which of the kernel's lists an SP stands on, among those that apply to one packet: networks
+    that hold one address share a list (xfrm_policy_inexact_alloc_chain)."""
+    if selector.src.prefixlen == selector.dst.prefixlen == selector.dst.max_prefixlen:
+        return "hosts"
+    return tuple(_is_wide(network) for network in (selector.src, selector.dst))
+
+
+def _is_wide(network: Network) -> bool:
+    """Whether a network counts as any (xfrm_pol_inexact_addr_use_any_list)."""
+    return network.prefixlen < (16 if network.version == 4 else 48)
 
 
 def _port_match(match: PortMatch, port: int | None) -> Match:
