@@ -35,7 +35,7 @@ class Kernel(Protocol):
         ...
 
     def sps(self) -> dict[SpId, Sp]:
-        """Every SP, ours and foreign; per-socket policies left out."""
+        """Every SP, ours and foreign, the one last written first; per-socket policies left out."""
         ...
 
     def sa(self, sa_id: SaId) -> Sa | None:

@@ -176,6 +176,15 @@ class KernelContract:
         done(kernel, UpdateSp(sp, sp))
         assert kernel.sps() == {sp.id: sp}
 
+    def test_sps_are_shown_in_the_order_they_were_written_the_last_first(
+        self, kernel: Kernel
+    ) -> None:
+        sps = [make_sp(dport=port) for port in (6081, 4789, 500)]
+        done(kernel, *(AddSp(sp) for sp in sps))
+        assert list(kernel.sps()) == [sp.id for sp in reversed(sps)]
+        done(kernel, UpdateSp(sps[1], sps[1]))
+        assert list(kernel.sps()) == [sps[at].id for at in (1, 2, 0)]
+
     def test_marks_tell_sps_apart(self, kernel: Kernel) -> None:
         red, blue, plain = make_sp(mark=Mark(41)), make_sp(mark=Mark(42)), make_sp()
         done(kernel, AddSp(red), AddSp(plain), AddSp(blue))

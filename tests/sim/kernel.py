@@ -113,9 +113,9 @@ class FakeKernel:
         return {sa_id: self._shown(held) for sa_id, held in self._sas.items()}
 
     def sps(self) -> dict[SpId, Sp]:
-        """Every SP."""
+        """Every SP, newest first."""
         self._answer()
-        return dict(self._sps)
+        return dict(reversed(self._sps.items()))
 
     def sa(self, sa_id: SaId) -> Sa | None:
         """One SA, or None."""

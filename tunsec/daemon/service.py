@@ -29,6 +29,7 @@ from tunsec.daemon.charon_link import CharonLink
 from tunsec.daemon.control import Access, ControlServer
 from tunsec.daemon.drift import Drift
 from tunsec.daemon.engine import Engine, Ports
+from tunsec.daemon.explain import explain
 from tunsec.daemon.guarding import Guarding
 from tunsec.daemon.health import Counters, Troubles
 from tunsec.daemon.ike_credentials import ike_credentials
@@ -57,6 +58,7 @@ from tunsec.wire.control import (
     ReleaseReport,
     Status,
 )
+from tunsec.wire.control_explain import ExplainBody, Explanation
 
 LONGEST_SLEEP: Final = Seconds(60.0)
 """The loop's clock stands still in suspend, the machines' does not."""
@@ -498,6 +500,18 @@ class Service:
     def flows(self) -> tuple[FlowStatus, ...]:
         """How flows stand, without asking the kernel."""
         return report.flow_statuses(self.engine, sas={}, now=self._clock.now())
+
+    async def explain(self, body: ExplainBody) -> Explanation:
+        """Which rule covers what is asked, and what the kernel does with it now."""
+        return explain(
+            self.engine,
+            body,
+            kernel=self._kernel,
+            guard=self._guard,
+            links=self._links,
+            now=self._clock.now(),
+            wall=self._clock.wall(),
+        )
 
     async def plan(self, policy: PolicyBody | None) -> PlanReport:
         """What applying a policy would change; None: what the policy in force still wants."""
