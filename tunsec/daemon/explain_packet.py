@@ -16,8 +16,8 @@ from tunsec.daemon.explain_parts import (
     sp_report,
 )
 from tunsec.model.flow import Child, Kind
-from tunsec.model.guard import GuardedFlow
-from tunsec.model.names import Address, Mark, Network, Spi, Vni, spi_hex
+from tunsec.model.guard import GuardedFlow, TunnelDevice
+from tunsec.model.names import Address, Network, Spi, Vni, spi_hex
 from tunsec.model.ownership import block_priority, is_our_sp
 from tunsec.model.packet import Packet
 from tunsec.model.sa import Sa, SaId
@@ -67,14 +67,17 @@ class AskedPacket:
 
     def _mark(self, packet: Packet) -> int | None:
         """What tunnel devices, or the SA that decrypts it, give the packet."""
-        outbound = self.direction is SpDirection.OUT
-        bare = self.view.engine.scope.tunnel_mark if outbound else Mark(0)
+        guard = self.view.engine.scope.guard(())
         for flow in self.flows:
             if not ON_WIRE[flow.kind].has_networks:
                 continue
             if packet.dport is None or (flow.tenants and self.vni is None):
                 return None
-            return flow.mark_of(self.vni, otherwise=bare).value if flow.tenants else bare.value
+            sender = TunnelDevice("", 0, flow.kind, packet.dport, self.vni)
+            mark = guard.device_mark(sender).value
+            if self.direction is SpDirection.IN and mark == guard.tunnel_mark.value:
+                return 0  # no SA gives it one
+            return mark
         return 0
 
     # The answer
