@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -12,6 +13,7 @@ from tunsec.wire.control import PolicyBody
 from tunsec_lab.capture import LeakWatch
 from tunsec_lab.cluster import Cluster
 from tunsec_lab.host import Host, Lab
+from tunsec_lab.namespaces import ip
 from tunsec_lab.probe import Probe
 from tunsec_lab.topology import Family
 
@@ -80,16 +82,22 @@ def silent(one: Host, other: Host, network: str) -> bool:
     return answered == came_out(other, device(other, network)) == 0
 
 
-def sent_by(watch: LeakWatch, host: Host, other: Host, network: str) -> set[int]:
-    """SPIs of what a host sends while it speaks over a network."""
+def sent_by(watch: LeakWatch, host: Host, to: str, *, through: Host | None = None) -> set[int]:
+    """SPIs of what a host sends while it, or a namespace behind it, speaks to an address."""
     before = watch.report().esp_flows
-    assert host.ping(address(other, network), count=5).lost == 0
+    assert (through or host).ping(to, count=5).lost == 0
     after = watch.report().esp_flows
     return {
         flow.spi
         for flow, count in after.items()
         if flow.src in host.addresses and count >= before.get(flow, 0) + 5
     }
+
+
+def spis_of(cluster: Cluster, host: Host, tenant: str | None) -> set[int]:
+    """SPIs that status names for what a host sends of a tenant, over both families."""
+    flows = cluster.status(host).flows
+    return {int(flow.spi_out or "", 16) for flow in flows if flow.tenant == tenant}
 
 
 @contextmanager
@@ -147,9 +155,9 @@ def spis_differ(cluster: Cluster, watch: LeakWatch, *, tenants: tuple[str | None
     """Whose packet it is can be told by its SPI, and status says which."""
     a, b = cluster.lab.hosts.values()
     for one, other in ((a, b), (b, a)):
-        seen = {name: sent_by(watch, one, other, name or "grey") for name in tenants}
-        told = {(flow.tenant, int(flow.spi_out or "", 16)) for flow in cluster.status(one).flows}
-        assert {(name, spi) for name, spis in seen.items() for spi in spis} <= told
+        seen = {name: sent_by(watch, one, address(other, name or "grey")) for name in tenants}
+        assert all(len(spis) == 1 for spis in seen.values())
+        assert all(seen[name] <= spis_of(cluster, one, name) for name in tenants)
         assert len(set().union(*seen.values())) == len(tenants), seen
 
 
@@ -200,3 +208,72 @@ def what_is_forged_is_dropped(cluster: Cluster, *, carrier: str, victim: str) ->
         assert came_out(b, there) == 0
         assert crossed(cluster, b) == before + 3
     a.ip(f"neigh del {to} dev {device(a, victim)}")
+
+
+@contextmanager
+def behind(host: Host, *, link: str, own: str, other: str = "") -> Iterator[Host]:
+    """A namespace of a tenant's on a host, with an address on its end of a cable; the host's end,
+    `link`, gets the other address where there is one."""
+    name = f"{host.netns}-{link}"
+    inside = replace(host, name=f"{host.name}-{link}", started=[])
+    ip(f"netns add {name}")
+    try:
+        ip(f"link add {link} netns {host.netns} type veth peer name eth0 netns {name}")
+        ip(f"addr add {own} dev eth0", "link set eth0 up", "link set lo up", netns=name)
+        if other:
+            ip(f"route add default via {other.partition('/')[0]}", netns=name)
+            host.ip(f"addr add {other} dev {link}")
+        host.ip(f"link set {link} up")
+        yield inside
+    finally:
+        ip(f"netns del {name}")
+
+
+@pytest.mark.parametrize("family", [Family.IPV4], ids=str)
+def test_bridged_and_routed_traffic_and_more_tenants_under_load(lab: Lab, family: Family) -> None:
+    a, b = lab.hosts.values()
+    with watched(lab) as watch:
+        cluster = begin(lab, family, keying="directory")
+        tenants_come_and_go(cluster, family)
+        with (
+            behind(a, link="bridged", own="10.41.0.101/24") as at_a,
+            behind(b, link="bridged", own="10.41.0.102/24"),
+            behind(a, link="routed", own="10.77.1.2/24", other="10.77.1.1/24") as beyond,
+        ):
+            for host in (a, b):
+                host.ip("link add br0 type bridge", "link set br0 up")
+                host.ip(*(f"link set {one} master br0" for one in (device(host, "red"), "bridged")))
+            a.run(["sysctl", "-q", "-w", "net.ipv4.ip_forward=1"])
+            b.ip(f"route add 10.77.1.0/24 via {address(a, 'blue')}")
+            red = sent_by(watch, a, "10.41.0.102", through=at_a)
+            assert red
+            assert red <= spis_of(cluster, a, "red")
+            blue = sent_by(watch, a, address(b, "blue"), through=beyond)
+            assert blue
+            assert blue <= spis_of(cluster, a, "blue")
+        for host in (a, b):
+            host.lower_overlays()
+
+
+def tenants_come_and_go(cluster: Cluster, family: Family) -> None:
+    """More tenants, then one more and one less while a's daemon does not run: those that stay keep
+    marks and reqids, and lose nothing."""
+    a, b = cluster.lab.hosts.values()
+    held = {host.name: tenancy.reqids(host) for host in (a, b)}
+    with (
+        Probe(a, b, to=address(b, "red"), rate=500, port=9000) as red,
+        Probe(b, a, to=address(a, "blue"), rate=500, port=9001) as blue,
+    ):
+        apply(cluster, policy(cluster, family, tenants=f"aaa: 50, {TENANTS}, grey: 43"))
+        assert a.ping(address(b, "grey"), count=5).lost == 0
+        cluster.daemons["a"].kill9()
+        text = policy(cluster, family, tenants=f"{TENANTS}, grey: 43, zzz: 51")
+        cluster.policy_file.write_text(text)
+        cluster.start(a)
+        cluster.client(b).apply(PolicyBody(text, "next.yaml"))
+        cluster.wait_protected()
+    assert (red.report.lost, blue.report.lost) == (0, 0), (red.report, blue.report)
+    for host in (a, b):
+        now = tenancy.reqids(host)
+        assert held[host.name].items() <= now.items()
+        assert len(now) == 4
