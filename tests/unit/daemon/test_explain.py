@@ -12,7 +12,7 @@ from tunsec.model.names import HostName, Mark, Reqid, Spi
 from tunsec.model.sa import Sa, SaDirection, SaId
 from tunsec.model.secret import Secret
 from tunsec.model.sp import Sp, SpAction, SpDirection, SpId
-from tunsec.model.step import AddSa, AddSp
+from tunsec.model.step import AddSa, AddSp, Step
 from tunsec.plan.sas import outbound_sa
 from tunsec.policy.desired import outbound_sps
 from tunsec.policy.intent import parse_policy
@@ -51,8 +51,8 @@ def asked(world: World, line: str, vni: int | None = None) -> Explanation:
     """`PROTO SRC SPORT DST DPORT`, * for a port that is not known."""
     proto, src, sport, dst, dport = line.split()
     ports = [None if port == "*" else int(port) for port in (sport, dport)]
-    body = ExplainBody(packet=PacketBody(proto, src, dst, *ports, vni=vni))
-    return ask(world, world.hosts[HostName("h0")], body)
+    packet = PacketBody(proto, src, dst, ports[0], ports[1], vni)
+    return ask(world, world.hosts[HostName("h0")], ExplainBody(packet=packet))
 
 
 @pytest.mark.parametrize(
@@ -129,13 +129,14 @@ def test_a_tenants_packet_goes_by_its_own_sa(world: World, host: SimHost) -> Non
         aead = child.aeads[0]
         key = Secret(bytes(aead.key_bytes + aead.salt_bytes))
         sa = outbound_sa(child, spi, aead=aead, key=key)
-        steps = [AddSa(sa, SaDirection.OUTBOUND), *map(AddSp, outbound_sps(child, spi))]
+        steps: list[Step] = [AddSa(sa, SaDirection.OUTBOUND)]
+        steps += map(AddSp, outbound_sps(child, spi))
         assert [host.kernel.by_hand(step) for step in steps] == [None] * len(steps)
     line = "udp 192.0.2.10 1 192.0.2.11 4789"
-    for vni, spi in ((41, "0000c001"), (42, "0000c002")):
+    for vni, shown in ((41, "0000c001"), (42, "0000c002")):
         found = asked(world, line, vni)
         assert (found.verdict, found.relations[0].vni) == (Verdict.PROTECTED, vni)
-        assert f"SPI {spi}" in found.why
+        assert f"SPI {shown}" in found.why
         assert "ip[20:4]" in found.on_the_wire[0]
     assert asked(world, line, 43).verdict == Verdict.BLOCKED
     found = asked(world, line)
