@@ -19,7 +19,7 @@ from tunsec.model.names import Mark
 from tunsec.model.packet import Packet
 from tunsec.model.selector import ANY_PORT, UDP, PortMatch, Selector
 from tunsec.model.sp import Sp, SpAction, SpDirection, SpId
-from tunsec.model.step import AddSp, UpdateSp
+from tunsec.model.step import AddSp, Step, UpdateSp
 from tunsec.plan.lookup import Match, ruling, sp_match
 
 HERE, THERE, OTHER = map(IPv4Address, ("192.0.2.1", "192.0.2.2", "192.0.2.130"))
@@ -101,7 +101,7 @@ def send(sport: int, dport: int, mark: int, *, dst: IPv4Address) -> None:
 def written(kernel: XfrmKernel, sps: Iterable[Sp], again: Iterable[Sp]) -> None:
     """An SPD of just these, some of them updated after they were all there."""
     subprocess.run(["ip", "xfrm", "policy", "flush"], check=True)
-    steps = [*(AddSp(sp) for sp in sps), *(UpdateSp(sp, sp) for sp in again)]
+    steps: list[Step] = [*(AddSp(sp) for sp in sps), *(UpdateSp(sp, sp) for sp in again)]
     assert kernel.apply(steps) == [None] * len(steps)
 
 
