@@ -1,7 +1,7 @@
 """What the daemon needs of the outside, as Protocols. Adapters and the simulation's fakes fulfil
 them, and the same contract tests run on both."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,6 +13,7 @@ from tunsec.model.ike import IkeConnection
 from tunsec.model.ike_sa import IkeRef, IkeSa
 from tunsec.model.names import Address
 from tunsec.model.overlay import OverlayDevice as OverlayDevice
+from tunsec.model.rdma import RdmaDevice as RdmaDevice
 from tunsec.model.sa import Sa, SaId
 from tunsec.model.secret import Secret
 from tunsec.model.sp import Sp, SpId
@@ -82,12 +83,24 @@ class VniMarking(Protocol):
 class Links(Protocol):
     """Devices and addresses of this network namespace."""
 
-    def addresses(self) -> frozenset[Address]:
-        """Addresses that this host holds now."""
+    def addresses(self) -> Mapping[Address, str]:
+        """Addresses that this host holds now, each with its device."""
         ...
 
     def overlay_devices(self) -> tuple[OverlayDevice, ...]:
         """Tunnel devices that this host has now."""
+        ...
+
+    def underlay_mtu(self, to: Address) -> int | None:
+        """MTU of the way to an address; None without a way."""
+        ...
+
+
+class Rdma(Protocol):
+    """RDMA devices of this host."""
+
+    def devices(self) -> tuple[RdmaDevice, ...]:
+        """Those that this host has now; raises Unavailable."""
         ...
 
 

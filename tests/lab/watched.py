@@ -1,11 +1,11 @@
 """The wire of a lab under watch, by a watch that has shown that it is not blind."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from tunsec_lab.capture import LeakWatch
 from tunsec_lab.host import Lab
-from tunsec_lab.packets import protect
+from tunsec_lab.packets import Protected, protect
 
 
 @contextmanager
@@ -23,6 +23,19 @@ def watched(
         seen.prove_sees(lambda: speak_in_clear(lab))
         yield seen
         seen.assert_closed(needs_esp=needs_esp)
+
+
+@contextmanager
+def watched_flows(lab: Lab, flows: Mapping[Protected, Callable[[], object]]) -> Iterator[LeakWatch]:
+    """The same for flows of any kind, each with what sends its packets in clear.
+
+    That must end so that nothing sends any more when the block begins.
+    """
+    with LeakWatch(lab, protected=flows) as seen:
+        for speak in flows.values():
+            seen.prove_sees(speak)
+        yield seen
+        seen.assert_closed()
 
 
 def speak_in_clear(lab: Lab) -> None:

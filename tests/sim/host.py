@@ -1,6 +1,6 @@
 """One host of a simulation: what a crash leaves, what a reboot leaves, and what neither does."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tests.sim.charon import FakeCharon
@@ -10,8 +10,10 @@ from tunsec.daemon.engine import Engine
 from tunsec.daemon.scope import Scope
 from tunsec.keying.newest import Newest
 from tunsec.keying.ring import Keyring
+from tunsec.model.errors import Unavailable
 from tunsec.model.guard import Guard, GuardDrops, VniMarks
 from tunsec.model.names import Address, HostName
+from tunsec.model.rdma import RdmaDevice
 from tunsec.ports import OverlayDevice
 
 
@@ -60,16 +62,37 @@ class NoMarks:
         return ()
 
 
-class NoLinks:
-    """No devices: the simulation's packets need none."""
+class FakeLinks:
+    """No tunnel devices: the simulation's packets need none. Every address is on eth0."""
 
-    def addresses(self) -> frozenset[Address]:
-        """None."""
-        return frozenset()
+    def __init__(self, addresses: Iterable[Address]) -> None:
+        self._addresses = dict.fromkeys(addresses, "eth0")
+
+    def addresses(self) -> Mapping[Address, str]:
+        """This host's."""
+        return self._addresses
 
     def overlay_devices(self) -> tuple[OverlayDevice, ...]:
         """None."""
         return ()
+
+    def underlay_mtu(self, to: Address) -> int | None:
+        """As Ethernet has it."""
+        return 1500
+
+
+class FakeRdma:
+    """RDMA devices that come and go as a test wishes."""
+
+    def __init__(self) -> None:
+        self.found: tuple[RdmaDevice, ...] = ()
+        self.trouble = ""
+
+    def devices(self) -> tuple[RdmaDevice, ...]:
+        """Those of now."""
+        if self.trouble:
+            raise Unavailable(self.trouble)
+        return self.found
 
 
 @dataclass(slots=True)
@@ -84,6 +107,7 @@ class SimHost:
     charon: FakeCharon = field(init=False)
     link: CharonLink | None = None
     """What the daemon has of it."""
+    rdma: FakeRdma = field(default_factory=FakeRdma)
     newest: Newest = field(default_factory=Newest)
     engine: Engine | None = None
     ring: Keyring | None = None

@@ -7,7 +7,7 @@ loop of its own and refuses to be called from inside the daemon's.
 import errno
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import count
 from typing import Final, Self
 
@@ -44,15 +44,16 @@ class HostLinks:
         except OSError as error:
             raise Unavailable(f"cannot ask for links: {error.strerror}") from error
 
-    def addresses(self) -> frozenset[Address]:
-        """Addresses that this host holds now, loopback and link-local ones too."""
+    def addresses(self) -> Mapping[Address, str]:
+        """Addresses that this host holds now, loopback and link-local ones too, each with its
+        device: an empty name when that has just gone."""
         answers = self._ask(lambda seq: rtnl.encode_dump_addresses(seq=seq))
         found = (
             rtnl.decode_address(buffer, message)
             for buffer, message in answers
             if message.kind == Rtm.NEWADDR
         )
-        return frozenset(address for address in found if address is not None)
+        return {address: _name(ifindex) for address, ifindex in filter(None, found)}
 
     def overlay_devices(self) -> tuple[OverlayDevice, ...]:
         """Tunnel devices that send from this namespace, by ifindex.

@@ -73,13 +73,14 @@ from tunsec.model.event import (
     SpChanged,
     SpdFlushed,
 )
-from tunsec.model.flow import Child, ChildId, Keying
+from tunsec.model.flow import Child, ChildId, Keying, Kind
 from tunsec.model.ike_sa import IkeEvent
 from tunsec.model.names import HostName, OfferSeq, Reqid
 from tunsec.model.ownership import is_our_reqid
 from tunsec.model.sa import SaId
 from tunsec.plan.diff import Plan
 from tunsec.plan.ike_connection import IkeSetup
+from tunsec.plan.rdma import bypassed
 from tunsec.ports import (
     Clock,
     Directory,
@@ -88,6 +89,7 @@ from tunsec.ports import (
     Ike,
     Kernel,
     Links,
+    Rdma,
     Record,
     VniMarking,
 )
@@ -114,6 +116,7 @@ class Ports:
     guard: GuardTable
     marks: VniMarking
     links: Links
+    rdma: Rdma
     directory: Directory
     clock: Clock
     entropy: Entropy
@@ -201,7 +204,7 @@ class Engine:
         Raises Unavailable or Refused when the kernel cannot hold block SPs: the caller must not
         run on, for nothing would be closed.
         """
-        self.scope = scope = self._drift.with_held(scope, self.scope)
+        self.scope = scope = self._for_this_host(scope)
         self._drift.close(scope)
         self._put_guard()
         self._adopt(scope)
@@ -217,7 +220,7 @@ class Engine:
         block SPs.
         """
         before = self.scope
-        scope = self._drift.with_held(scope, before)
+        scope = self._for_this_host(scope)
         self._drift.close(scope)
         self.scope = scope
         self._put_guard()
@@ -266,6 +269,7 @@ class Engine:
         for target in self._alarms.due(now):
             match target:
                 case "dump":
+                    self._check_bypasses()
                     self._look()
                     self._check_guard()
                 case "guard":
@@ -330,11 +334,12 @@ class Engine:
         """Devices or addresses changed: the guard lists tunnel devices."""
         if not self._guarding.stands(self.scope):
             self._put_guard()
+        self._check_bypasses()
         self._run()
 
     def plan_for(self, scope: Scope) -> Plan:
         """What `change_scope` would do to the kernel, besides the keys that follow."""
-        then = self._drift.with_held(scope, self.scope)
+        then = self._for_this_host(scope)
         return self._drift.foresee(self._flows(), self._holdings(), then)
 
     @property
@@ -358,6 +363,37 @@ class Engine:
                 yield state, flow
 
     # Scope
+
+    def _for_this_host(self, scope: Scope) -> Scope:
+        """A scope with the numbers that its children have, without those that devices bypass."""
+        return self._bypasses(self._drift.with_held(scope, self.scope))
+
+    def _bypasses(self, scope: Scope) -> Scope:
+        """When devices cannot be looked at, what is protected stays so, and nothing else begins."""
+        roce = [child for child in scope.declared if child.kind is Kind.ROCEV2]
+        if not roce:
+            return scope.with_bypassed({})
+        try:
+            devices, holders = self._ports.rdma.devices(), self._ports.links.addresses()
+        except (Refused, Unavailable) as error:
+            known = {child.id for child in self.scope.children}
+            return scope.with_bypassed(
+                {child.id: str(error) for child in roce if child.id not in known}
+            )
+        return scope.with_bypassed(bypassed(roce, devices, holders))
+
+    def _check_bypasses(self) -> None:
+        """RDMA devices come and go, and addresses move between devices."""
+        before, now = self.scope.bypassed, self._bypasses(self.scope).bypassed
+        if now == before:
+            return
+        for child, reason in now.items():
+            if child not in before:
+                log.error("cannot be protected", extra=fields({"child": child, "reason": reason}))
+        try:
+            self.change_scope(self.scope)
+        except (Refused, Unavailable) as error:
+            self.troubles.note(Part.KERNEL, str(error))
 
     def _adopt(self, scope: Scope) -> None:
         """Take over what an earlier life left, each SA with the keying that made it: the policy

@@ -12,10 +12,11 @@ from tunsec.machines.flow import PROTECTED, FlowState, Phase
 from tunsec.machines.pair import PairState, blocked_reason
 from tunsec.model.clock import Instant
 from tunsec.model.errors import TunsecError
-from tunsec.model.flow import Keying, Mode
+from tunsec.model.flow import Keying, Kind, Mode
 from tunsec.model.names import spi_hex
 from tunsec.model.sa import Sa, SaId
 from tunsec.plan import devices as overlays
+from tunsec.plan.rdma import roce_warnings
 from tunsec.ports import GuardTable, Kernel, Links, OverlayDevice
 from tunsec.wire.control import (
     DirectoryStatus,
@@ -61,7 +62,7 @@ def status(
         }
         devices = links.overlay_devices()
         scope = engine.scope
-        warnings += mtu_warnings(engine, devices)
+        warnings += mtu_warnings(engine, links, devices)
         warnings += overlays.uncovered_devices(scope.guarded, scope.children, devices)
     except TunsecError as error:
         warnings.append(str(error))
@@ -101,6 +102,7 @@ def flow_statuses(
         if not flow.taken and not engine.pinned_by_ike(flow.child.id)
     ]
     flows += ike_flow_statuses(engine, sas=sas, now=now)
+    flows += _bypassed(engine)
     flows.sort(key=lambda one: (one.flow, one.tenant or "", one.local, one.peer, one.remote))
     return (*flows, *_retired(engine), *_released(engine))
 
@@ -155,6 +157,25 @@ def _installed(flow: FlowState, sas: Mapping[SaId, Sa]) -> Iterator[Sa]:
             yield sas[sa_id]
 
 
+def _bypassed(engine: Engine) -> Iterator[FlowStatus]:
+    """Relations that a device would carry past the kernel: nothing is keyed for them."""
+    for child in engine.scope.declared:
+        if child.id in engine.scope.bypassed:
+            yield FlowStatus(
+                flow=child.id.flow,
+                kind=child.kind,
+                peer=child.id.peer,
+                tenant=child.id.tenant,
+                mode=Mode.ESP,
+                keying=child.keying,
+                local=str(child.id.local),
+                remote=str(child.id.remote),
+                state=Phase.BLOCKED,
+                reason=engine.scope.bypassed[child.id],
+                protected=False,
+            )
+
+
 def _retired(engine: Engine) -> Iterator[FlowStatus]:
     """Flows that the policy dropped: blocked until released."""
     for gone in engine.scope.retired:
@@ -199,6 +220,11 @@ def _twin(engine: Engine) -> list[str]:
     return [engine.post.twin] if engine.post.twin else []
 
 
-def mtu_warnings(engine: Engine, devices: tuple[OverlayDevice, ...]) -> tuple[str, ...]:
-    """Devices of protected flows whose full-size packets do not fit with ESP."""
-    return overlays.mtu_warnings(engine.scope.guarded, devices)
+def mtu_warnings(
+    engine: Engine, links: Links, devices: tuple[OverlayDevice, ...]
+) -> tuple[str, ...]:
+    """Devices and RoCE flows whose full-size packets do not fit with ESP; raises TunsecError."""
+    scope = engine.scope
+    roce = [child for child in scope.children if child.kind is Kind.ROCEV2]
+    underlay = {child.id.remote: links.underlay_mtu(child.id.remote) for child in roce}
+    return (*overlays.mtu_warnings(scope.guarded, devices), *roce_warnings(roce, underlay))

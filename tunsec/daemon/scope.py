@@ -1,8 +1,8 @@
 """What this daemon answers for: the policy's part for this host, less what was released, plus what
 the policy dropped and nobody has released yet."""
 
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from tunsec.daemon.reconcile import retired_blocks
@@ -45,6 +45,8 @@ class Scope:
     released: frozenset[FlowName] = frozenset()
     retired: tuple[Retired, ...] = ()
     held: Held = NOTHING_HELD
+    bypassed: Mapping[ChildId, str] = field(default_factory=dict)
+    """Children that a device would carry past the kernel, and why: they stay blocked."""
 
     @classmethod
     def empty(cls, host: HostName) -> "Scope":
@@ -65,9 +67,14 @@ class Scope:
             return None
         return desired(self.managed, self.host, held=self.held)
 
-    @property
+    @cached_property
     def children(self) -> tuple[Child, ...]:
         """Protected relations of this host."""
+        return tuple(child for child in self.declared if child.id not in self.bypassed)
+
+    @property
+    def declared(self) -> tuple[Child, ...]:
+        """The same, with those that cannot be protected."""
         return self._desired.children if self._desired else ()
 
     @cached_property
@@ -147,6 +154,10 @@ class Scope:
     def with_held(self, held: Held) -> "Scope":
         """The same, with children keeping the numbers they have in the kernel."""
         return replace(self, held=held)
+
+    def with_bypassed(self, bypassed: Mapping[ChildId, str]) -> "Scope":
+        """The same, without children that no SA of the kernel's can protect."""
+        return replace(self, bypassed=bypassed)
 
     def with_policy(self, intent: Intent, source: str, *, keep_released: bool = False) -> "Scope":
         """The next policy.

@@ -20,6 +20,7 @@ from tunsec.adapters.links import HostLinks, LinkMonitor
 from tunsec.adapters.namespace_lock import claim_namespace
 from tunsec.adapters.nft import GuardMonitor, NftGuard
 from tunsec.adapters.psk_file import read_psk
+from tunsec.adapters.rdma import HostRdma
 from tunsec.adapters.system import SystemClock, SystemEntropy
 from tunsec.adapters.systemd import Notifier
 from tunsec.adapters.tc import TcMarks, TcMonitor
@@ -320,6 +321,7 @@ class Service:
                 self._guard,
                 self._marks,
                 self._links,
+                HostRdma(),
                 self._directory,
                 self._clock,
                 entropy,
@@ -416,7 +418,8 @@ class Service:
 
     def _check_mtus(self) -> None:
         """Log what status shows too: devices whose full-size packets do not fit with ESP."""
-        found = frozenset(report.mtu_warnings(self.engine, self._links.overlay_devices()))
+        devices = self._links.overlay_devices()
+        found = frozenset(report.mtu_warnings(self.engine, self._links, devices))
         for warning in sorted(found - self._mtu_warnings):
             log.warning(warning)
         self._mtu_warnings = found

@@ -227,18 +227,19 @@ def decode_link(buffer: Buffer, message: Message) -> Link:
             return link
 
 
-def decode_address(buffer: Buffer, message: Message) -> Address | None:
-    """The address of an RTM_NEWADDR message, None when it is unusable; raises Malformed.
+def decode_address(buffer: Buffer, message: Message) -> tuple[Address, int] | None:
+    """The address of an RTM_NEWADDR message and its device's ifindex, None when it is unusable;
+    raises Malformed.
 
     IFA_LOCAL is this host's end; IPv6 and broadcast links without a peer have IFA_ADDRESS alone.
     """
-    _, _, short_flags, _, _ = _fixed(_IFADDRMSG, buffer, message)
+    _, _, short_flags, _, ifindex = _fixed(_IFADDRMSG, buffer, message)
     found = _found(buffer, message.start + _IFADDRMSG.size, message.end)
     flags = _u32(found.get(_Ifa.FLAGS)) or short_flags
     raw = found.get(_Ifa.LOCAL) or found.get(_Ifa.ADDRESS)
     if raw is None or flags & _IFA_F_DADFAILED:
         return None
-    return _address(raw)
+    return _address(raw), ifindex
 
 
 def decode_route(buffer: Buffer, message: Message) -> Route:

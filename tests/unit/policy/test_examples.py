@@ -41,6 +41,8 @@ def test_there_are_examples() -> None:
         "vxlan-cluster.yaml",
         "vxlan-ike.yaml",
         "mixed-keying.yaml",
+        "rds.yaml",
+        "rocev2.yaml",
     } <= {path.name for path in EXAMPLES}
 
 

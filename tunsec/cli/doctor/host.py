@@ -19,13 +19,16 @@ from tunsec.adapters.identity import CERT, PPK, load_identity
 from tunsec.adapters.key_files import load_certificates
 from tunsec.adapters.links import HostLinks
 from tunsec.adapters.psk_file import read_psk
+from tunsec.adapters.rdma import HostRdma
 from tunsec.cli.check import read_policy
 from tunsec.cli.doctor.finding import Finding, Group, Verdict, ok, problem, told, warning
 from tunsec.cli.doctor.part import Part
 from tunsec.model.clock import Seconds, WallTime
 from tunsec.model.errors import PolicyError, TunsecError
+from tunsec.model.flow import Kind
 from tunsec.model.names import HostName
 from tunsec.plan.devices import mtu_warnings, uncovered_devices
+from tunsec.plan.rdma import REMEDY, bypassed, roce_warnings
 from tunsec.policy.intent import parse_policy
 from tunsec.policy.values import Ppk
 
@@ -186,6 +189,29 @@ def check_devices(part: Part) -> Iterator[Finding]:
     if not tight and not bare:
         names = ", ".join(device.name for device in devices)
         yield ok(HOST, "tunnels", names or "no tunnel device is there yet")
+
+
+def check_rdma(part: Part) -> Iterator[Finding]:
+    """RDMA devices that send past the kernel, and RoCE packets without room for ESP."""
+    roce = [child for child in part.desired.children if child.kind is Kind.ROCEV2]
+    if not roce:
+        return
+    try:
+        devices = HostRdma().devices()
+        with HostLinks() as links:
+            holders = links.addresses()
+            underlay = {child.id.remote: links.underlay_mtu(child.id.remote) for child in roce}
+    except TunsecError as error:
+        yield problem(HOST, "rdma", str(error), "tunsec needs sysfs and rtnetlink")
+        return
+    past, tight = bypassed(roce, devices, holders), roce_warnings(roce, underlay)
+    for text in dict.fromkeys(past.values()):
+        yield problem(HOST, "rdma", text.removesuffix(f"; {REMEDY}"), REMEDY)
+    for text in tight:
+        yield warning(HOST, "rdma", text, "docs/operations.md, RoCE")
+    if not past and not tight:
+        names = ", ".join(device.name for device in devices if device.roce)
+        yield ok(HOST, "rdma", names or "no RoCE device is there yet")
 
 
 def _moment(seconds: float) -> str:
