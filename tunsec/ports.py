@@ -17,6 +17,7 @@ from tunsec.model.sa import Sa, SaId
 from tunsec.model.secret import Secret
 from tunsec.model.sp import Sp, SpId
 from tunsec.model.step import Step
+from tunsec.model.underlay import Underlay
 
 
 class Kernel(Protocol):
@@ -76,6 +77,10 @@ class Links(Protocol):
 
     def overlay_devices(self) -> tuple[OverlayDevice, ...]:
         """Tunnel devices that this host has now."""
+        ...
+
+    def underlay(self, local: Address, remote: Address) -> Underlay | None:
+        """The device by which packets from one address to another leave; None without a way."""
         ...
 
 

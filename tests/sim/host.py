@@ -12,6 +12,7 @@ from tunsec.keying.newest import Newest
 from tunsec.keying.ring import Keyring
 from tunsec.model.guard import Guard, GuardDrops
 from tunsec.model.names import Address, HostName
+from tunsec.model.underlay import Underlay
 from tunsec.ports import OverlayDevice
 
 
@@ -49,8 +50,11 @@ class FakeGuard:
         )
 
 
-class NoLinks:
-    """No devices: the simulation's packets need none."""
+@dataclass(slots=True)
+class FakeLinks:
+    """No tunnel devices: the simulation's packets need none. By one NIC at most to every peer."""
+
+    kernel: FakeKernel
 
     def addresses(self) -> frozenset[Address]:
         """None."""
@@ -59,6 +63,13 @@ class NoLinks:
     def overlay_devices(self) -> tuple[OverlayDevice, ...]:
         """None."""
         return ()
+
+    def underlay(self, local: Address, remote: Address) -> Underlay | None:
+        """The newest NIC."""
+        if not self.kernel.nics:
+            return None
+        nic = self.kernel.nics[max(self.kernel.nics)]
+        return Underlay(nic.ifindex, nic.name, nic.esp)
 
 
 @dataclass(slots=True)

@@ -15,7 +15,7 @@ from tests.sim.cast import EPOCH, identity, trust
 from tests.sim.charon_link import CharonLink
 from tests.sim.charons import Charons
 from tests.sim.directory import Directory
-from tests.sim.host import FakeGuard, NoLinks, SimHost
+from tests.sim.host import FakeGuard, FakeLinks, SimHost
 from tests.sim.kernel import EspPacket, FakeKernel, Packet
 from tests.sim.laws import Laws
 from tests.sim.standing import Standing, standings
@@ -187,7 +187,8 @@ class World:
         )
         directory = _SimDirectory(self, host.name, self._answering(host))
         host.link = CharonLink(self, host, self._in_this_life(host))
-        ports = Ports(host.kernel, host.guard, NoLinks(), directory, clock, entropy, host.link)
+        links = FakeLinks(host.kernel)
+        ports = Ports(host.kernel, host.guard, links, directory, clock, entropy, host.link)
         host.engine = Engine(host=host.name, ports=ports, post=post)
         host.on_start(host)
         if not self._with_engine(host, lambda engine: engine.start(host.scope)):
