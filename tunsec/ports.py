@@ -18,6 +18,7 @@ from tunsec.model.sa import Sa, SaId
 from tunsec.model.secret import Secret
 from tunsec.model.sp import Sp, SpId
 from tunsec.model.step import Step
+from tunsec.model.underlay import Underlay
 
 
 class Kernel(Protocol):
@@ -93,6 +94,10 @@ class Links(Protocol):
 
     def underlay_mtu(self, to: Address) -> int | None:
         """MTU of the way to an address; None without a way."""
+        ...
+
+    def underlay(self, local: Address, remote: Address) -> Underlay | None:
+        """The device by which packets from one address to another leave; None without a way."""
         ...
 
 

@@ -14,6 +14,7 @@ from tunsec.model.errors import Unavailable
 from tunsec.model.guard import Guard, GuardDrops, VniMarks
 from tunsec.model.names import Address, HostName
 from tunsec.model.rdma import RdmaDevice
+from tunsec.model.underlay import Underlay
 from tunsec.ports import OverlayDevice
 
 
@@ -63,10 +64,12 @@ class NoMarks:
 
 
 class FakeLinks:
-    """No tunnel devices: the simulation's packets need none. Every address is on eth0."""
+    """No tunnel devices: the simulation's packets need none. Every address is on eth0, and by one
+    NIC at most packets go to every peer."""
 
-    def __init__(self, addresses: Iterable[Address]) -> None:
+    def __init__(self, addresses: Iterable[Address], kernel: FakeKernel) -> None:
         self._addresses = dict.fromkeys(addresses, "eth0")
+        self.kernel = kernel
 
     def addresses(self) -> Mapping[Address, str]:
         """This host's."""
@@ -79,6 +82,13 @@ class FakeLinks:
     def underlay_mtu(self, to: Address) -> int | None:
         """As Ethernet has it."""
         return 1500
+
+    def underlay(self, local: Address, remote: Address) -> Underlay | None:
+        """The newest NIC."""
+        if not self.kernel.nics:
+            return None
+        nic = self.kernel.nics[max(self.kernel.nics)]
+        return Underlay(nic.ifindex, nic.name, nic.esp)
 
 
 class FakeRdma:

@@ -6,7 +6,7 @@ import pytest
 
 from tests.sim.cast import EPOCH, without_flows
 from tests.sim.chaos import Chaos
-from tests.sim.host import NoLinks, SimHost
+from tests.sim.host import FakeLinks, SimHost
 from tests.sim.ike_chaos import IkeChaos
 from tests.sim.ike_trial import ike_stage
 from tests.sim.kernel import Packet
@@ -37,7 +37,7 @@ def ask(world: World, host: SimHost, body: ExplainBody) -> Explanation:
         body,
         kernel=host.kernel,
         guard=host.guard,
-        links=NoLinks(),
+        links=FakeLinks((), host.kernel),
         now=Instant(world.now),
         wall=WallTime(EPOCH + world.now),
     )

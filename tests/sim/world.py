@@ -191,7 +191,7 @@ class World:
             host.kernel,
             host.guard,
             NoMarks(),
-            FakeLinks(host.scope.addresses),
+            FakeLinks(host.scope.addresses, host.kernel),
             host.rdma,
             directory,
             clock,

@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import count
 from typing import Final, Self
 
+from tunsec.adapters.ethtool import esp_feature
 from tunsec.model.errors import Refused, Unavailable
 from tunsec.model.event import EventsLost, LinkChanged
 from tunsec.model.flow import Kind
 from tunsec.model.names import Address, Vni
+from tunsec.model.underlay import Underlay
 from tunsec.ports import OverlayDevice
 from tunsec.wire import rtnl
 from tunsec.wire.netlink import Control, Flag, Malformed, Message, decode_answer, messages
@@ -90,6 +92,20 @@ class HostLinks:
                 if route.mtu or route.ifindex is None:
                     return route.mtu
                 return self._mtu(route.ifindex)
+        return None
+
+    def underlay(self, local: Address, remote: Address) -> Underlay | None:
+        """The device by which packets from one address to another leave; None without a way."""
+        try:
+            answers = self._ask(lambda seq: rtnl.encode_get_route(remote, seq=seq, source=local))
+        except Refused:  # no route to host, or the address is not ours now
+            return None
+        for buffer, message in answers:
+            if message.kind == Rtm.NEWROUTE:
+                ifindex = rtnl.decode_route(buffer, message).ifindex
+                name = "" if ifindex is None else _name(ifindex)
+                if ifindex is not None and name:
+                    return Underlay(ifindex, name, esp_feature(self._socket, name))
         return None
 
     def make_overlay(self, kind: Kind, *, name: str, vni: Vni, remote: Address, port: int) -> None:

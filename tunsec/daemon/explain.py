@@ -57,7 +57,7 @@ def explain(
     wall: WallTime,
 ) -> Explanation:
     """The answer to one question; raises Malformed for one that makes no sense here."""
-    sas, sps = kernel.sas(), kernel.sps()
+    have = Image(kernel.sas(), kernel.sps())
     drops: dict[str, GuardDrops] = {}
     trouble = engine.troubles.guard
     try:
@@ -66,11 +66,11 @@ def explain(
         trouble = trouble or str(error)
     view = View(
         engine,
-        report.flow_statuses(engine, sas=sas, now=now),
-        sas,
-        sps,
+        report.flow_statuses(engine, have=have, now=now),
+        have.sas,
+        have.sps,
         drops,
-        links.addresses(),
+        frozenset(links.addresses()),
         links.overlay_devices(),
         wall,
     )

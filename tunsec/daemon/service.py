@@ -42,10 +42,12 @@ from tunsec.daemon.settings import Settings
 from tunsec.keying.ring import Keyring
 from tunsec.model.clock import Deadline, Seconds
 from tunsec.model.errors import PolicyError, Problem, Refused, Unavailable
+from tunsec.model.event import EventsLost, LinkChanged
 from tunsec.model.names import Boot, FlowName
 from tunsec.model.secret import Secret
 from tunsec.plan.diff import Plan
 from tunsec.plan.ike_connection import IkeSetup
+from tunsec.plan.image import Image
 from tunsec.policy.document import MAX_BYTES
 from tunsec.policy.intent import Intent, parse_policy
 from tunsec.policy.values import Ppk
@@ -412,8 +414,11 @@ class Service:
             self._rearm()
 
     def _on_links(self, monitor: LinkMonitor) -> None:
-        if monitor.read():
-            self.engine.on_links_changed()
+        events = monitor.read()
+        if events:
+            lost = any(isinstance(event, EventsLost) for event in events)
+            changed = {event.ifindex for event in events if isinstance(event, LinkChanged)}
+            self.engine.on_links_changed(None if lost else changed)
             self._check_mtus()
 
     def _check_mtus(self) -> None:
@@ -502,7 +507,7 @@ class Service:
 
     def flows(self) -> tuple[FlowStatus, ...]:
         """How flows stand, without asking the kernel."""
-        return report.flow_statuses(self.engine, sas={}, now=self._clock.now())
+        return report.flow_statuses(self.engine, have=Image(), now=self._clock.now())
 
     async def explain(self, body: ExplainBody) -> Explanation:
         """Which rule covers what is asked, and what the kernel does with it now."""

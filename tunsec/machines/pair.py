@@ -333,7 +333,7 @@ def _is_cut(sa: InboundSa | OutboundSa, event: PeerRevoked) -> bool:
 def _adopted(state: PairState, event: Adopted) -> PairState:
     for sa in event.inbound:
         flow = state.flows[sa.child]
-        slot = InboundSa(sa.spi, sa.aead, None, None, state=SaState.ACTIVE, listed=0)
+        slot = InboundSa(sa.spi, sa.aead, None, None, state=SaState.ACTIVE, listed=0, esn=sa.esn)
         state = _with(state, replace(flow, inbound=(*flow.inbound, slot)))
     for sa in event.outbound:
         flow = state.flows[sa.child]
@@ -513,7 +513,7 @@ def _publish(state: PairState, _: Instant, actions: list[Action]) -> PairState:
         state.own_offer,
         state.peer_offer,
         tuple(
-            Keyed(child, sa.spi, sa.aead, sa.own_offer, sa.peer_offer)
+            Keyed(child, sa.spi, sa.aead, sa.own_offer, sa.peer_offer, sa.esn)
             for child, flow in children
             if (sa := flow.newest_inbound) is not None
             and sa.own_offer is not None

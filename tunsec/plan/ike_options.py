@@ -100,8 +100,10 @@ def _common(asked: IkeChild, sa: Sa, name: str) -> Iterator[Ignored]:
     if not wanted:
         names = " or ".join(dict.fromkeys(proposal.aead for proposal in asked.proposals))
         yield Ignored(f"esp_proposals ({name})", names, sa.aead or "another algorithm")
-    elif all(proposal.esn for proposal in wanted) and not sa.replay.esn:
-        yield Ignored(f"esp_proposals ({name})", "ESN", "32-bit sequence numbers")
+    elif all(proposal.esn is not sa.replay.esn for proposal in wanted):
+        numbers = ("ESN", "32-bit sequence numbers")
+        asked_for, has = reversed(numbers) if sa.replay.esn else numbers
+        yield Ignored(f"esp_proposals ({name})", asked_for, has)
     yield from _limits(asked, sa, name)
     if not _covers(asked, sa, inbound=name == "inbound"):
         yield Ignored(f"traffic selectors ({name})", _shown(asked), str(sa.selector))

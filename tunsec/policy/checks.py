@@ -16,10 +16,14 @@ from tunsec.policy.language import FlowEntry, PolicyFile
 from tunsec.policy.problems import Flaw, Path, listed, suggestion
 from tunsec.policy.reading import Reading
 from tunsec.policy.resolve import (
+    MUST_OFFLOAD,
+    OFFLOADED,
+    aead_of,
     hosts_between,
     keying_of,
     mode_of,
     names_between,
+    offload_of,
     other_tenants_of,
     port_of,
     rekey_of,
@@ -282,6 +286,17 @@ def _misplaced(case: Case) -> Iterator[Flaw]:
         yield Flaw(case.at("on_reconnect"), what, "delete the key")
 
 
+def _offload(case: Case) -> Iterator[Flaw]:
+    """A NIC that must do the work must know the AEAD."""
+    wish, aead = offload_of(case.file, case.flow), aead_of(case.file, case.flow)
+    if wish in MUST_OFFLOAD and not set(aead.aeads) & set(OFFLOADED):
+        yield Flaw(
+            case.at("aead" if case.flow.aead else "offload"),
+            f"no NIC offloads {aead}, and 'offload: {wish}' lets nothing else do the work",
+            f"use 'aead: auto' or {listed(OFFLOADED)}, or 'offload: none'",
+        )
+
+
 def _rekey(case: Case) -> Iterator[Flaw]:
     """Keys must not end before they are replaced."""
     rule = rekey_of(case.file, case.flow)
@@ -306,6 +321,7 @@ _FLOW_CHECKS: Final[tuple[tuple[tuple[str, ...], Callable[[Case], Iterator[Flaw]
     (("kind", "tenants", "other_tenants"), _tenants),
     (("kind",), _misplaced),
     (("rekey",), _rekey),
+    (("aead", "offload"), _offload),
 )
 """(keys it reads, check)"""
 

@@ -9,7 +9,7 @@ outbound_sps      send only by one SA, pinned by its SPI
 import hashlib
 import ipaddress
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from tunsec.model.errors import Bug
@@ -28,11 +28,12 @@ from tunsec.model.names import (
 )
 from tunsec.model.ownership import (
     REQID_FIRST,
-    REQID_LAST,
+    REQID_TRIAL,
     block_priority,
     is_our_reqid,
     protect_priority,
 )
+from tunsec.model.sa import Offload, OffloadKind
 from tunsec.model.selector import Selector, any_network
 from tunsec.model.sp import Sp, SpAction, SpDirection, SpId, Template
 from tunsec.policy.intent import Flow, Host, Intent
@@ -42,7 +43,7 @@ from tunsec.policy.values import LocalSenders, OtherTenants, Strangers
 REPLAY_WINDOW: Final = 1024
 """Packets. 64, the usual choice, drops honest packets that several queues put out of order."""
 
-_REQIDS: Final = REQID_LAST - REQID_FIRST + 1
+_REQIDS: Final = REQID_TRIAL - REQID_FIRST
 
 Sharing = tuple[FlowName, TenantName | None]
 """Whose packets one mark names: a tenant's of a flow, or (None) all VNIs without a tenant."""
@@ -192,33 +193,54 @@ def desired(intent: Intent, host: str, *, held: Held = NOTHING_HELD) -> Desired:
     )
 
 
-def inbound_sps(child: Child) -> tuple[Sp, ...]:
-    """The SPs that accept a child's traffic.
+def inbound_sps(child: Child, offload: Offload | None = None) -> tuple[Sp, ...]:
+    """The SPs that accept a child's traffic, which comes by SAs with this offload.
 
-    Any SA of its reqid will do, so a rekey leaves them as they are.
+    Any SA of its reqid will do, so a rekey leaves them as they are. A NIC gets them only where it
+    delivers packets past the kernel, RDMA: of a packet without ESP, the kernel takes an SP that a
+    NIC has for checked (net/xfrm/xfrm_policy.c __xfrm_policy_check), and would let it in.
     """
     template = Template(src=child.id.remote, dst=child.id.local, reqid=child.reqid)
+    device = _of_whole_packets(offload) if child.kind is Kind.ROCEV2 else None
     return tuple(
-        _protect(selector, SpDirection.IN, template=template, child=child)
+        _protect(selector, SpDirection.IN, template=template, child=child, offload=device)
         for selector in child.inbound
     )
 
 
-def outbound_sps(child: Child, spi: Spi) -> tuple[Sp, ...]:
-    """The SPs that send a child's traffic by one SA: the template pins its SPI.
+def outbound_sps(child: Child, spi: Spi, offload: Offload | None = None) -> tuple[Sp, ...]:
+    """The SPs that send a child's traffic by one SA, with this offload: the template pins its SPI.
 
-    Without it the kernel would take the newest SA of the reqid, to the second.
+    Without it the kernel would take the newest SA of the reqid, to the second. An SA that a NIC
+    carries wholly is found only by an SP that the same NIC has (net/xfrm/xfrm_state.c
+    xfrm_state_find), and the other way round.
     """
     template = Template(src=child.id.local, dst=child.id.remote, reqid=child.reqid, spi=spi)
+    device = _of_whole_packets(offload)
     return tuple(
-        _protect(selector, SpDirection.OUT, template=template, child=child)
+        _protect(selector, SpDirection.OUT, template=template, child=child, offload=device)
         for selector in child.outbound
     )
 
 
-def _protect(selector: Selector, direction: SpDirection, *, template: Template, child: Child) -> Sp:
+def _of_whole_packets(offload: Offload | None) -> Offload | None:
+    """What an SP needs for an SA with this offload. Its direction is in its id: the kernel refuses
+    to be told it twice."""
+    if offload is None or offload.kind is not OffloadKind.PACKET:
+        return None
+    return replace(offload, inbound=False)
+
+
+def _protect(
+    selector: Selector,
+    direction: SpDirection,
+    *,
+    template: Template,
+    child: Child,
+    offload: Offload | None,
+) -> Sp:
     sp_id = SpId(selector, direction, mark=child.mark)
-    return Sp(sp_id, child.priority, SpAction.ALLOW, (template,))
+    return Sp(sp_id, child.priority, SpAction.ALLOW, (template,), offload=offload)
 
 
 def _peers(intent: Intent, own: Host, *, flow: Flow) -> list[Host]:
@@ -265,6 +287,7 @@ def _child(
         aeads=flow.aeads,
         replay_window=REPLAY_WINDOW,
         offload=flow.offload,
+        esn=flow.esn,
         mark=marks[flow.name, child_id.tenant] if flow.tenants else None,
     )
 

@@ -63,6 +63,7 @@ class _Ifa(IntEnum):
 
 class _Rta(IntEnum):
     DST = 1
+    SRC = 2
     OIF = 4
     METRICS = 8
 
@@ -171,13 +172,15 @@ def encode_dump_addresses(*, seq: int) -> bytes:
     return encode_message(Rtm.GETADDR, body, flags=Flag.REQUEST | Flag.DUMP, seq=seq)
 
 
-def encode_get_route(to: Address, *, seq: int) -> bytes:
-    """Ask which way a packet to an address would go."""
+def encode_get_route(to: Address, *, seq: int, source: Address | None = None) -> bytes:
+    """Ask which way a packet to an address would go, sent from `source` if that is given."""
     family = _AF_INET if to.version == 4 else _AF_INET6
-    body = _RTMSG.pack(family, to.max_prefixlen, 0, 0, 0, 0, 0, 0, _RTM_F_LOOKUP_TABLE)
-    return encode_message(
-        Rtm.GETROUTE, body + encode_attribute(_Rta.DST, to.packed), flags=Flag.REQUEST, seq=seq
-    )
+    source_bits = 0 if source is None else source.max_prefixlen
+    body = _RTMSG.pack(family, to.max_prefixlen, source_bits, 0, 0, 0, 0, 0, _RTM_F_LOOKUP_TABLE)
+    body += encode_attribute(_Rta.DST, to.packed)
+    if source is not None:
+        body += encode_attribute(_Rta.SRC, source.packed)
+    return encode_message(Rtm.GETROUTE, body, flags=Flag.REQUEST, seq=seq)
 
 
 def encode_new_overlay(

@@ -6,9 +6,11 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
+from tests.sim.host import FakeLinks
 from tests.sim.kernel import FakeKernel
 from tests.unit.machines.one_pair import children
 from tunsec.daemon.install import DRAWS, DUMP_FROM, Installer, inbound_id, outbound_id
+from tunsec.daemon.offload import Offloads
 from tunsec.machines.facts import (
     Carried,
     InboundInstalled,
@@ -92,8 +94,14 @@ class Bench:
         self.keys = Keys()
         self.children = {child.id: child for child in children(flows)}
         spis = iter([*first_spis, *range(0x1000, 0x9000)])
+        entropy = Draws(spis)
+        offloads = Offloads(kernel=self.kernel, links=FakeLinks((), self.kernel), entropy=entropy)
         self.installer = Installer(
-            kernel=self.kernel, keys=self.keys, entropy=Draws(spis), children=self.children.get
+            kernel=self.kernel,
+            keys=self.keys,
+            entropy=entropy,
+            children=self.children.get,
+            offloads=offloads,
         )
         for child in self.children.values():
             self.kernel.apply([AddSp(sp) for sp in inbound_sps(child)])

@@ -52,6 +52,7 @@ def test_every_default_is_filled_in() -> None:
         other_tenants=OtherTenants.SHARED,
         on_reconnect=OnReconnect.KEEP,
         offload=OffloadWish.NONE,
+        esn=True,
         local_senders=LocalSenders.TUNNEL_ONLY,
         strangers=Strangers.BLOCKED,
     )
