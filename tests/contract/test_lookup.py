@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from ipaddress import IPv4Address, ip_network
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.namespaces import missing_capability, private_namespace
@@ -47,7 +47,6 @@ def some(rng: random.Random, count: int, *, marks: bool) -> dict[SpId, Sp]:
     return {sp.id: sp for sp in sps}
 
 
-@settings(deadline=None)
 @given(st.randoms(use_true_random=False))
 def test_the_simulations_kernel_finds_the_same(rng: random.Random) -> None:
     kernel = FakeKernel(lambda: Instant(1000.0))
@@ -62,7 +61,6 @@ def test_the_simulations_kernel_finds_the_same(rng: random.Random) -> None:
             assert not found.may
 
 
-@settings(deadline=None)
 @given(st.randoms(use_true_random=False))
 def test_what_is_not_known_leaves_every_outcome_open_and_no_other(rng: random.Random) -> None:
     """An SP rules some packet of those that are asked about, or it is not named as one."""
