@@ -78,6 +78,10 @@ class Links(Protocol):
         """Tunnel devices that this host has now."""
         ...
 
+    def underlay_mtu(self, to: Address) -> int | None:
+        """MTU of the way to an address; None without a way."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Record:

@@ -60,6 +60,10 @@ class NoLinks:
         """None."""
         return ()
 
+    def underlay_mtu(self, to: Address) -> int | None:
+        """Of no device."""
+        return None
+
 
 @dataclass(slots=True)
 class SimHost:

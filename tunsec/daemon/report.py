@@ -61,7 +61,7 @@ def status(
         }
         devices = links.overlay_devices()
         scope = engine.scope
-        warnings += mtu_warnings(engine, devices)
+        warnings += device_warnings(engine, links, devices)
         warnings += overlays.uncovered_devices(scope.guarded, scope.children, devices)
     except TunsecError as error:
         warnings.append(str(error))
@@ -101,6 +101,7 @@ def flow_statuses(
         if not flow.taken and not engine.pinned_by_ike(flow.child.id)
     ]
     flows += ike_flow_statuses(engine, sas=sas, now=now)
+    flows += _unable(engine)
     flows.sort(key=lambda one: (one.flow, one.tenant or "", one.local, one.peer, one.remote))
     return (*flows, *_retired(engine), *_released(engine))
 
@@ -155,6 +156,24 @@ def _installed(flow: FlowState, sas: Mapping[SaId, Sa]) -> Iterator[Sa]:
             yield sas[sa_id]
 
 
+def _unable(engine: Engine) -> Iterator[FlowStatus]:
+    """Relations that this kernel cannot protect."""
+    for child, fault in engine.scope.unable:
+        yield FlowStatus(
+            flow=child.id.flow,
+            kind=child.kind,
+            peer=child.id.peer,
+            tenant=child.id.tenant,
+            mode=Mode.ESP,
+            keying=child.keying,
+            local=str(child.id.local),
+            remote=str(child.id.remote),
+            state=Phase.BLOCKED,
+            reason=fault.reason,
+            protected=False,
+        )
+
+
 def _retired(engine: Engine) -> Iterator[FlowStatus]:
     """Flows that the policy dropped: blocked until released."""
     for gone in engine.scope.retired:
@@ -199,6 +218,13 @@ def _twin(engine: Engine) -> list[str]:
     return [engine.post.twin] if engine.post.twin else []
 
 
-def mtu_warnings(engine: Engine, devices: tuple[OverlayDevice, ...]) -> tuple[str, ...]:
-    """Devices of protected flows whose full-size packets do not fit with ESP."""
-    return overlays.mtu_warnings(engine.scope.guarded, devices)
+def device_warnings(
+    engine: Engine, links: Links, devices: tuple[OverlayDevice, ...]
+) -> tuple[str, ...]:
+    """Devices of protected flows that lose packets: too large for ESP, or flooded to a group."""
+    guarded = engine.scope.guarded
+    ways = {peer: links.underlay_mtu(peer) for peer in overlays.ways_wanted(guarded, devices)}
+    return (
+        *overlays.mtu_warnings(guarded, devices, ways),
+        *overlays.group_warnings(guarded, devices),
+    )

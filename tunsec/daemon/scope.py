@@ -9,13 +9,15 @@ from tunsec.daemon.reconcile import retired_blocks
 from tunsec.keying.judgement import Grant
 from tunsec.machines.offer import RolloverRule
 from tunsec.model.clock import Seconds
-from tunsec.model.flow import Child, ChildId, Keying
+from tunsec.model.flow import Child, ChildId, Keying, Kind
 from tunsec.model.guard import Guard, GuardedFlow, TunnelDevice
 from tunsec.model.names import Address, FlowName, HostName, Mark
+from tunsec.model.overlay import LookupFault
 from tunsec.model.sp import Sp, SpId
 from tunsec.plan.image import Image
 from tunsec.policy.desired import NOTHING_HELD, Desired, Held, desired
 from tunsec.policy.intent import Intent
+from tunsec.policy.kinds import ON_WIRE
 from tunsec.ports import OverlayDevice
 
 OFFER_LIFETIME = Seconds(2 * 3600.0)
@@ -37,7 +39,8 @@ class Retired:
 
 @dataclass(frozen=True)
 class Scope:
-    """One host's responsibilities. `held` are the numbers that children already have."""
+    """One host's responsibilities. `held` are the numbers that children already have, `faults` what
+    this kernel cannot protect: its children stay blocked."""
 
     host: HostName
     intent: Intent | None = None
@@ -45,6 +48,7 @@ class Scope:
     released: frozenset[FlowName] = frozenset()
     retired: tuple[Retired, ...] = ()
     held: Held = NOTHING_HELD
+    faults: tuple[LookupFault, ...] = ()
 
     @classmethod
     def empty(cls, host: HostName) -> "Scope":
@@ -65,10 +69,24 @@ class Scope:
             return None
         return desired(self.managed, self.host, held=self.held)
 
-    @property
+    @cached_property
     def children(self) -> tuple[Child, ...]:
         """Protected relations of this host."""
+        return tuple(child for child in self._declared if self._fault(child) is None)
+
+    @property
+    def unable(self) -> tuple[tuple[Child, LookupFault], ...]:
+        """Relations of the policy that this kernel cannot protect: they stay blocked."""
+        found = ((child, self._fault(child)) for child in self._declared)
+        return tuple((child, fault) for child, fault in found if fault is not None)
+
+    @property
+    def _declared(self) -> tuple[Child, ...]:
         return self._desired.children if self._desired else ()
+
+    def _fault(self, child: Child) -> LookupFault | None:
+        what = (child.kind, child.id.local.version)
+        return next((one for one in self.faults if (one.kind, one.version) == what), None)
 
     @cached_property
     def blocks(self) -> tuple[Sp, ...]:
@@ -154,7 +172,7 @@ class Scope:
         another port or fewer peers: nothing opens because a line was changed. `keep_released`
         leaves flows released that are declared as they were; else all are managed again.
         """
-        then = Scope(self.host, intent, source)
+        then = Scope(self.host, intent, source, faults=self.faults)
         if keep_released and self.intent is not None:
             same = set(self.intent.flows) & set(intent.flows)
             still = self.released & {flow.name for flow in same}
@@ -184,6 +202,16 @@ class Scope:
             released=self.released | (gone & managed),
             retired=tuple(one for one in self.retired if one.flow not in gone),
         )
+
+    def with_faults(self, faults: Iterable[LookupFault]) -> "Scope":
+        """The same on a kernel with these faults."""
+        return replace(self, faults=tuple(faults))
+
+    @property
+    def tunnels(self) -> tuple[tuple[Kind, int], ...]:
+        """Kinds of tunnel devices that the policy protects, with IP versions of the underlay."""
+        used = {(child.kind, child.id.local.version) for child in self._declared}
+        return tuple(sorted(one for one in used if ON_WIRE[one[0]].has_networks))
 
     @property
     def released_here(self) -> tuple[GuardedFlow, ...]:
