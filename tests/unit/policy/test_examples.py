@@ -41,6 +41,8 @@ def test_there_are_examples() -> None:
         "vxlan-cluster.yaml",
         "vxlan-ike.yaml",
         "mixed-keying.yaml",
+        "geneve.yaml",
+        "ports.yaml",
     } <= {path.name for path in EXAMPLES}
 
 
