@@ -31,6 +31,7 @@ from tunsec.model.packet import Packet
 from tunsec.model.sa import Sa
 from tunsec.model.selector import TCP, UDP
 from tunsec.model.sp import SpDirection
+from tunsec.plan.devices import ways_wanted
 from tunsec.plan.image import Image
 from tunsec.ports import GuardTable, Kernel, Links
 from tunsec.wire.control import FlowStatus, Malformed
@@ -57,7 +58,7 @@ def explain(
     wall: WallTime,
 ) -> Explanation:
     """The answer to one question; raises Malformed for one that makes no sense here."""
-    have = Image(kernel.sas(), kernel.sps())
+    have, devices = Image(kernel.sas(), kernel.sps()), links.overlay_devices()
     drops: dict[str, GuardDrops] = {}
     trouble = engine.troubles.guard
     try:
@@ -71,7 +72,8 @@ def explain(
         have.sps,
         drops,
         frozenset(links.addresses()),
-        links.overlay_devices(),
+        devices,
+        {peer: links.underlay_mtu(peer) for peer in ways_wanted(engine.scope.guarded, devices)},
         wall,
     )
     answer = _answer(view, body)

@@ -418,4 +418,4 @@ def composition(view: View, children: Iterable[Child]) -> Iterator[str]:
 def mtu_notes(view: View, flows: Iterable[GuardedFlow], vni: Vni | None) -> tuple[str, ...]:
     """Tunnel devices of flows whose full-size packets do not fit."""
     devices = [one for one in view.devices if vni is None or one.vni in (None, vni)]
-    return overlays.mtu_warnings(flows, devices)
+    return overlays.mtu_warnings(tuple(flows), devices, view.ways)

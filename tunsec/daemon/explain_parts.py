@@ -40,6 +40,8 @@ class View:
     held: frozenset[Address]
     """Addresses that devices of this host have now."""
     devices: tuple[OverlayDevice, ...]
+    ways: Mapping[Address, int | None]
+    """MTU of the way to peers that devices without a way of their own may send to."""
     wall: WallTime
 
     @cached_property

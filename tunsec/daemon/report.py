@@ -64,7 +64,7 @@ def status(
         }
         devices = links.overlay_devices()
         scope = engine.scope
-        warnings += mtu_warnings(engine, links, devices)
+        warnings += device_warnings(engine, links, devices)
         warnings += overlays.uncovered_devices(scope.guarded, scope.children, devices)
     except TunsecError as error:
         warnings.append(str(error))
@@ -109,7 +109,7 @@ def flow_statuses(engine: Engine, *, have: Image, now: Instant) -> tuple[FlowSta
         if not flow.taken and not engine.pinned_by_ike(flow.child.id)
     ]
     flows += ike_flow_statuses(engine, have=have, now=now)
-    flows += _bypassed(engine)
+    flows += _unable(engine)
     flows.sort(key=lambda one: (one.flow, one.tenant or "", one.local, one.peer, one.remote))
     return (*flows, *_retired(engine), *_released(engine))
 
@@ -167,23 +167,22 @@ def _installed(flow: FlowState, sas: Mapping[SaId, Sa]) -> Iterator[Sa]:
             yield sas[sa_id]
 
 
-def _bypassed(engine: Engine) -> Iterator[FlowStatus]:
-    """Relations that a device would carry past the kernel: nothing is keyed for them."""
-    for child in engine.scope.declared:
-        if child.id in engine.scope.bypassed:
-            yield FlowStatus(
-                flow=child.id.flow,
-                kind=child.kind,
-                peer=child.id.peer,
-                tenant=child.id.tenant,
-                mode=Mode.ESP,
-                keying=child.keying,
-                local=str(child.id.local),
-                remote=str(child.id.remote),
-                state=Phase.BLOCKED,
-                reason=engine.scope.bypassed[child.id],
-                protected=False,
-            )
+def _unable(engine: Engine) -> Iterator[FlowStatus]:
+    """Relations that nothing here can protect: nothing is keyed for them."""
+    for child, reason in engine.scope.unable:
+        yield FlowStatus(
+            flow=child.id.flow,
+            kind=child.kind,
+            peer=child.id.peer,
+            tenant=child.id.tenant,
+            mode=Mode.ESP,
+            keying=child.keying,
+            local=str(child.id.local),
+            remote=str(child.id.remote),
+            state=Phase.BLOCKED,
+            reason=reason,
+            protected=False,
+        )
 
 
 def _retired(engine: Engine) -> Iterator[FlowStatus]:
@@ -230,11 +229,17 @@ def _twin(engine: Engine) -> list[str]:
     return [engine.post.twin] if engine.post.twin else []
 
 
-def mtu_warnings(
+def device_warnings(
     engine: Engine, links: Links, devices: tuple[OverlayDevice, ...]
 ) -> tuple[str, ...]:
-    """Devices and RoCE flows whose full-size packets do not fit with ESP; raises TunsecError."""
-    scope = engine.scope
-    roce = [child for child in scope.children if child.kind is Kind.ROCEV2]
+    """Devices and RoCE flows that lose packets: too large for ESP, or flooded to a group; raises
+    TunsecError."""
+    guarded = engine.scope.guarded
+    ways = {peer: links.underlay_mtu(peer) for peer in overlays.ways_wanted(guarded, devices)}
+    roce = [child for child in engine.scope.children if child.kind is Kind.ROCEV2]
     underlay = {child.id.remote: links.underlay_mtu(child.id.remote) for child in roce}
-    return (*overlays.mtu_warnings(scope.guarded, devices), *roce_warnings(roce, underlay))
+    return (
+        *overlays.mtu_warnings(guarded, devices, ways),
+        *overlays.group_warnings(guarded, devices),
+        *roce_warnings(roce, underlay),
+    )

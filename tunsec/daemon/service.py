@@ -24,6 +24,7 @@ from tunsec.adapters.rdma import HostRdma
 from tunsec.adapters.system import SystemClock, SystemEntropy
 from tunsec.adapters.systemd import Notifier
 from tunsec.adapters.tc import TcMarks, TcMonitor
+from tunsec.adapters.tunnel_lookup import lookup_faults
 from tunsec.adapters.xfrm import XfrmEvents, XfrmKernel
 from tunsec.daemon import report
 from tunsec.daemon.charon_link import CharonLink
@@ -86,7 +87,8 @@ class Service:
         self._policy_status = PolicyStatus("", "", 0.0)
         self._policy_since = self._started_at
         self._directory_trouble = ""
-        self._mtu_warnings: frozenset[str] = frozenset()
+        self._untried = ""
+        self._device_warnings: frozenset[str] = frozenset()
         self._listeners: list[asyncio.Future[None]] = []
         self._timer: asyncio.TimerHandle | None = None
         self._armed: Deadline | None = None
@@ -120,6 +122,7 @@ class Service:
             intent, known = self._first_policy()
             scope = self._first_scope(intent, known)
             self._close_first(scope)
+            scope = self._tried(scope)
             self._directory = FileDirectory(
                 parse_directory_url(self._settings.directory), self._settings.host
             )
@@ -134,7 +137,7 @@ class Service:
             self.engine.start(scope)
             self._accept(known, intent, scope)
             self._give_credentials()
-            self._check_mtus()
+            self._check_devices()
             access = Access.of_group(anyone_reads=self._settings.anyone_reads)
             control = self._cleanup.enter_context(
                 ControlServer(self._settings.run / "control.sock", self, access=access)
@@ -287,6 +290,20 @@ class Service:
                 troubles=troubles,
             ).put(scope)
 
+    def _tried(self, scope: Scope) -> Scope:
+        """The same with what this kernel cannot protect. What cannot be tried is told and goes on:
+        if it is not protected, the guard drops it."""
+        try:
+            faults = lookup_faults(self._settings.run, self._kernel, self._links, scope.tunnels)
+        except Unavailable as error:
+            log.warning("not tried", extra=fields({"error": error}))
+            self._untried = str(error)
+            return scope
+        self._untried = ""
+        for fault in faults:
+            log.error("not protected by this kernel", extra=fields({"reason": fault.reason}))
+        return scope.with_faults(faults)
+
     def _build(self, scope: Scope) -> None:
         entropy = SystemEntropy()
         use_ppk = scope.intent is not None and scope.intent.ppk is Ppk.REQUIRED
@@ -419,15 +436,15 @@ class Service:
             lost = any(isinstance(event, EventsLost) for event in events)
             changed = {event.ifindex for event in events if isinstance(event, LinkChanged)}
             self.engine.on_links_changed(None if lost else changed)
-            self._check_mtus()
+            self._check_devices()
 
-    def _check_mtus(self) -> None:
-        """Log what status shows too: devices whose full-size packets do not fit with ESP."""
+    def _check_devices(self) -> None:
+        """Log what status shows too: devices of protected flows that lose packets."""
         devices = self._links.overlay_devices()
-        found = frozenset(report.mtu_warnings(self.engine, self._links, devices))
-        for warning in sorted(found - self._mtu_warnings):
+        found = frozenset(report.device_warnings(self.engine, self._links, devices))
+        for warning in sorted(found - self._device_warnings):
             log.warning(warning)
-        self._mtu_warnings = found
+        self._device_warnings = found
 
     def _on_records(self, records: list[Record], _removed: list[str]) -> None:
         self._guarded(lambda: self.engine.on_records(records))
@@ -488,7 +505,8 @@ class Service:
         age = self._clock.now() - self._policy_since
         soon = self._identity.warnings_at(self._clock.wall())
         warnings = [str(problem) for problem in soon]
-        warnings += [text for text in (self._memory.trouble, self._guard.boot_trouble) if text]
+        more = (self._memory.trouble, self._guard.boot_trouble, self._untried)
+        warnings += [text for text in more if text]
         return report.status(
             self.engine,
             report.Surroundings(
@@ -552,7 +570,7 @@ class Service:
             raise
         before = self.engine.scope
         scope = before.with_policy(intent, policy.source, keep_released=keep_released)
-        self.engine.change_scope(scope)
+        self.engine.change_scope(self._tried(scope))
         scope = self.engine.scope
         self.engine.renew_identity(loaded.identity, loaded.trust())
         # Who was revoked must not stay on the proof of before.

@@ -43,6 +43,8 @@ def test_there_are_examples() -> None:
         "mixed-keying.yaml",
         "rds.yaml",
         "rocev2.yaml",
+        "geneve.yaml",
+        "ports.yaml",
     } <= {path.name for path in EXAMPLES}
 
 

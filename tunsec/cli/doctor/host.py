@@ -27,7 +27,12 @@ from tunsec.model.clock import Seconds, WallTime
 from tunsec.model.errors import PolicyError, TunsecError
 from tunsec.model.flow import Kind
 from tunsec.model.names import HostName
-from tunsec.plan.devices import mtu_warnings, uncovered_devices
+from tunsec.plan.devices import (
+    group_warnings,
+    mtu_warnings,
+    uncovered_devices,
+    ways_wanted,
+)
 from tunsec.plan.rdma import REMEDY, bypassed, roce_warnings
 from tunsec.policy.intent import parse_policy
 from tunsec.policy.values import Ppk
@@ -172,21 +177,25 @@ def _try_directory(folder: Path) -> Finding:
 
 
 def check_devices(part: Part) -> Iterator[Finding]:
-    """Tunnel devices without room for ESP, and those that no flow covers."""
+    """Tunnel devices without room for ESP, those with a group, and those that no flow covers."""
     guarded, children = part.desired.guarded, part.desired.children
     try:
         with HostLinks() as links:
             devices = links.overlay_devices()
+            ways = {peer: links.underlay_mtu(peer) for peer in ways_wanted(guarded, devices)}
     except TunsecError as error:
         yield problem(HOST, "tunnels", str(error), "tunsec needs rtnetlink")
         return
-    tight = mtu_warnings(guarded, devices)
+    tight = mtu_warnings(guarded, devices, ways)
+    floods = group_warnings(guarded, devices)
     bare = uncovered_devices(guarded, children, devices)
     for text in tight:
         yield warning(HOST, "tunnels", text, "docs/operations.md, MTU of tunnel devices")
     for text in bare:
         yield warning(HOST, "tunnels", text, "declare a flow with this port")
-    if not tight and not bare:
+    for text in floods:
+        yield warning(HOST, "tunnels", text, "docs/policy.md, Strangers")
+    if not (tight or bare or floods):
         names = ", ".join(device.name for device in devices)
         yield ok(HOST, "tunnels", names or "no tunnel device is there yet")
 
