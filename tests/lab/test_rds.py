@@ -2,9 +2,11 @@
 
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
+from tests.lab.kernel_flows import rds_in_clear, talk
 from tests.lab.watched import watched_flows
 from tunsec.model.flow import Keying
 from tunsec.wire.control import PolicyBody
@@ -27,25 +29,8 @@ RDS_MPATH_WORKERS)."""
 
 @pytest.fixture
 def watch(lab: Lab) -> Iterator[LeakWatch]:
-    a, b = lab.hosts.values()
-
-    def speak_and_restart() -> None:
-        for one, other, version in ((a, b, 4), (b, a, 6)):
-            assert talk(one, other, version=version) == len(SIZES)
-        # RDS keeps its connections, and speaks on them by itself.
-        for host in (a, b):
-            host.destroy()
-        for host in (a, b):
-            host.recreate()
-
-    with watched_flows(lab, {protect("rds-tcp"): speak_and_restart}) as seen:
+    with watched_flows(lab, {protect("rds-tcp"): partial(rds_in_clear, lab)}) as seen:
         yield seen
-
-
-def talk(one: Host, other: Host, *, version: int) -> int:
-    """Messages of all sizes there and back; how many came back as they had gone."""
-    with RdsTalk(one, other, version=version, sizes=SIZES) as talking:
-        return talking.wait().echoed
 
 
 def begin_closed(cluster: Cluster, keying: Keying) -> None:
@@ -103,10 +88,10 @@ def test_rds_is_protected_from_its_first_packet_through_every_change(
         assert smaller_dials.wait().echoed == len(SIZES)
         # After a dial that failed the larger address waits for the next message, from either side
         # (net/rds/connection.c, rds_queue_reconnect): it brings the held one with it.
-        assert talk(b, a, version=6) == len(SIZES)
+        talk(b, a, version=6)
         assert larger_dials.wait().echoed == len(SIZES)
     for one, other, version in ((b, a, 4), (a, b, 6)):
-        assert talk(one, other, version=version) == len(SIZES)
+        talk(one, other, version=version)
     for host in (a, b):
         assert len(tcp_connections(host)) == 2 * PATHS
         for flow in cluster.status(host).flows:

@@ -1,20 +1,24 @@
 """RoCEv2 by Soft-RoCE: SEND, WRITE and READ, what else the flow covers, and what it leaves to
 others."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 
 import pytest
 
+from tests.lab.kernel_flows import datagrams, rdma_in_clear, transfer
 from tests.lab.watched import watched_flows
+from tunsec.adapters.rdma import HostRdma
 from tunsec.model.flow import Keying
 from tunsec.wire.control import PolicyBody
 from tunsec_lab.capture import LeakWatch
 from tunsec_lab.cluster import Cluster
 from tunsec_lab.errors import LabError
 from tunsec_lab.host import Host, Lab
-from tunsec_lab.packets import protect
-from tunsec_lab.probe import Probe
-from tunsec_lab.roce import RdmaTransfer, Verb, add_rxe
+from tunsec_lab.packets import Protected, protect
+from tunsec_lab.roce import RdmaTransfer, Verb, add_rxe, rxe_name
+from tunsec_lab.topology import load_topology
 
 pytestmark = pytest.mark.needs("esp-ipv4", "esp-ipv6", "esn", "nft-inet", "rxe")
 
@@ -30,30 +34,12 @@ def watch(lab: Lab) -> Iterator[LeakWatch]:
     for host in (a, b):
         add_rxe(host)
 
-    def write() -> None:
-        for version in (4, 6):
-            transfer(a, b, verb=Verb.WRITE, version=version)
-
-    def other() -> None:
-        assert arrived(a, b) > 0
-
-    flows = {protect("rocev2"): write, protect("udp", port=OTHER_UDP): other}
+    flows: dict[Protected, Callable[[], object]] = {
+        protect("rocev2"): partial(rdma_in_clear, lab),
+        protect("udp", port=OTHER_UDP): partial(datagrams, a, b, port=OTHER_UDP),
+    }
     with watched_flows(lab, flows) as seen:
         yield seen
-
-
-def transfer(one: Host, other: Host, *, verb: Verb, version: int) -> int:
-    """Returns when the other end has acknowledged all of so many bytes."""
-    with RdmaTransfer(one, other, verb=verb, version=version) as running:
-        running.wait()
-    return running.bytes
-
-
-def arrived(one: Host, other: Host, *, count: int = 20) -> int:
-    """Datagrams to a port that no flow names, of so many, that got there."""
-    with Probe(one, other, to=other.ipv4, rate=200, count=count, port=OTHER_UDP) as probe:
-        probe.wait()
-    return probe.report.received
 
 
 def is_refused(one: Host, other: Host) -> bool:
@@ -99,6 +85,11 @@ def let_key(cluster: Cluster, keying: Keying) -> None:
     cluster.wait_protected()
 
 
+def software_roce() -> set[str]:
+    """Devices that do not send past the kernel."""
+    return {device.name for device in HostRdma().devices() if device.roce and not device.hardware}
+
+
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("keying", list(Keying))
 def test_rdma_and_all_other_udp_of_the_pair_go_in_esp_or_not_at_all(
@@ -112,6 +103,8 @@ def test_rdma_and_all_other_udp_of_the_pair_go_in_esp_or_not_at_all(
     assert watch.report().esp == 0
 
     let_key(cluster, keying)
+    assert software_roce() >= {rxe_name(a), rxe_name(b)}
+    assert not any("RoCE" in warning for warning in cluster.status(a).warnings)
     assert (watch.report().ike > 0) is (keying is Keying.IKE)
     for version in (4, 6):
         before = cluster.flow(a, version=version, flow="storage")
@@ -120,7 +113,7 @@ def test_rdma_and_all_other_udp_of_the_pair_go_in_esp_or_not_at_all(
         assert after.out_bytes - before.out_bytes > sizes[Verb.SEND] + sizes[Verb.WRITE]
         assert after.in_bytes - before.in_bytes > sizes[Verb.READ]
     esp = watch.report().esp
-    assert arrived(a, b) == 20
+    assert datagrams(a, b, port=OTHER_UDP) == 20
     assert watch.report().esp >= esp + 20
 
     # A queue pair that is in use keeps its route, and with it what protects it.
@@ -137,3 +130,29 @@ def test_rdma_and_all_other_udp_of_the_pair_go_in_esp_or_not_at_all(
         with pytest.raises(LabError):
             running.wait()
     assert is_refused(a, b)
+
+
+@pytest.mark.timeout(60)
+def test_full_size_packets_that_do_not_fit_with_esp_are_warned_of_and_fail() -> None:
+    """Soft-RoCE's MTU leaves room for its own headers only; ESP's are told by status."""
+    usual = load_topology("two-hosts")
+    tight = replace(usual, networks=(replace(usual.networks[0], mtu=2140),), overlays=())
+    with Lab(tight) as lab:
+        a, b = lab.hosts.values()
+        for host in (a, b):
+            add_rxe(host)
+        cluster = Cluster(lab, flows=FLOWS)
+        cluster.start_all()
+        warned = [warning for warning in cluster.status(a).warnings if "RoCE" in warning]
+        assert [warning.split(" with ESP")[0] for warning in warned] == [
+            "storage to b 192.0.2.12: RoCE packets of path MTU 2048 take up to 2148 bytes",
+            "storage to b 2001:db8::12: RoCE packets of path MTU 2048 take up to 2168 bytes",
+        ]
+        for version in (4, 6):
+            for mtu, fits in ((2048, False), (1024, True)):
+                with RdmaTransfer(a, b, verb=Verb.WRITE, version=version, mtu=mtu) as running:
+                    if fits:
+                        running.wait()
+                        continue
+                    with pytest.raises(LabError, match="Completion with error"):
+                        running.wait()

@@ -65,7 +65,7 @@ def status(
         devices = links.overlay_devices()
         scope = engine.scope
         warnings += device_warnings(engine, links, devices)
-        warnings += overlays.uncovered_devices(scope.guarded, scope.children, devices)
+        warnings += overlays.uncovered_devices(scope.guarded, scope.declared, devices)
     except TunsecError as error:
         warnings.append(str(error))
     counters = engine.counters
