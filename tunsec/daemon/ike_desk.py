@@ -60,6 +60,7 @@ from tunsec.model.ike_sa import (
     ChildEstablished,
     ChildRekeyed,
     ChildSa,
+    ChildSaKeyed,
     ChildState,
     EventUnread,
     IkeEnded,
@@ -99,6 +100,8 @@ class Connection:
     """By the name of a child configuration."""
     asked: Mapping[str, IkeChild] = field(default_factory=dict)
     """What charon was last given."""
+    asked_since: Instant | None = None
+    """When it was first given something in this life of the daemon."""
     made: dict[tuple[int, Spi], IkeChild] = field(default_factory=dict)
     """What CHILD_SAs were asked to be, by id and inbound SPI, where they are so."""
     ikes: dict[int, tuple[IkeSa, Instant]] = field(default_factory=dict)
@@ -336,10 +339,11 @@ class IkeDesk:
             return
         self._end_children(connection, ike, [child])
         try:
-            seen = self._seen_child(connection, ike, child, self._read(connection, child))
+            sas = self._read(connection, child)
         except (Refused, Unavailable):
             self._tell(connection.id, EventMissed())  # judged when the kernel can be asked
             return
+        seen = self._seen_child(connection, ike, child, sas, listed=False)
         if seen is not None:
             if seen.ignored:
                 log.error(
@@ -481,6 +485,8 @@ class IkeDesk:
             self._answer(connection, LoadEnded(variant, str(error)))
             return
         connection.asked = {child.name: child for child in wanted.children}
+        if connection.asked_since is None:
+            connection.asked_since = self._clock.now()
         self._ike.load(wanted, done=done)
 
     def _initiate(self, connection: Connection, child: ChildId, slot: int) -> None:
@@ -601,7 +607,7 @@ class IkeDesk:
             self._end_children(connection, ike, ike.children)
         self._forget_made(connection, ikes)
         found = [
-            self._seen_child(connection, ike, child, self._read(connection, child))
+            self._seen_child(connection, ike, child, self._read(connection, child), listed=True)
             for ike in standing
             for child in ike.children
             if child.state not in _ENDING
@@ -648,8 +654,13 @@ class IkeDesk:
         ike: IkeSa,
         child: ChildSa,
         kernel: Mapping[SaId, Sa],
+        *,
+        listed: bool,
     ) -> SeenChild | None:
-        """A CHILD_SA as the machine sees it; None for one that is not of our configuration."""
+        """A CHILD_SA as the machine sees it; None for one that is not of our configuration.
+
+        One that is `listed` may be older than this life of the daemon.
+        """
         slot = connection.slots.get(child.name)
         keyed = child.keyed
         if slot is None or keyed is None or slot.child not in self._children:
@@ -666,6 +677,12 @@ class IkeDesk:
             ignored = "; ".join(map(str, found))
             if not ignored:
                 connection.made[name] = asked
+            elif (
+                listed
+                and all(one.renewable for one in found)
+                and self._is_inherited(connection, keyed)
+            ):
+                asked, ignored = None, ""
         return SeenChild(
             ike.id,
             child.id,
@@ -679,6 +696,14 @@ class IkeDesk:
             float(keyed.installed_for),
             outdated=asked != now_asked,
         )
+
+    def _is_inherited(self, connection: Connection, keyed: ChildSaKeyed) -> bool:
+        """Whether a CHILD_SA was made for an earlier life of the daemon, which may have had another
+        policy."""
+        since = connection.asked_since
+        # charon tells whole seconds. What comes up from now on is told by an event, and judged
+        # by what was asked.
+        return since is None or keyed.installed_for + 1 > self._clock.now() - since
 
     def _read(self, connection: Connection, child: ChildSa) -> dict[SaId, Sa]:
         """The two SAs of a CHILD_SA, as the kernel holds them; raises Refused or Unavailable."""
