@@ -55,6 +55,9 @@ def begin(lab: Lab, family: Family, *, keying: str) -> Cluster:
             cluster.start_charon(host)
     cluster.start_all()
     for host in lab.hosts.values():
+        client = cluster.client(host)
+        while any(flow.state != "INSTALLED" for flow in client.status().flows):
+            client.status(wait=1.0)  # SPIs stay as they are from then on
         host.raise_overlays()
         host.ip(f"link set {device(host, 'red')} addrgenmode none")
         tenancy.watch_devices(host, *(device(host, name) for name in NETWORKS))

@@ -298,7 +298,7 @@ def _crossing(flow: GuardedFlow, label: str, *, source: str) -> Iterator[str]:
         return
     rules = [(one.mark, f"!= {one.vni:#x}") for one in flow.tenants]
     if flow.others is not None:
-        vnis = [f"{vni:#x}" for vni in sorted(one.vni for one in flow.tenants)]
+        vnis = sorted(f"{one.vni:#x}" for one in flow.tenants)  # in the order of a listing
         rules.append((flow.others, vnis[0] if len(vnis) == 1 else f"{{ {', '.join(vnis)} }}"))
     for ports in _port_tests(flow):
         for mark, vni in rules:

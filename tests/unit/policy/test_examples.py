@@ -45,6 +45,7 @@ def test_there_are_examples() -> None:
         "rocev2.yaml",
         "geneve.yaml",
         "ports.yaml",
+        "tenants.yaml",
     } <= {path.name for path in EXAMPLES}
 
 
