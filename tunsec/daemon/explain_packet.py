@@ -238,7 +238,7 @@ class AskedPacket:
     def _on_the_wire(self, outcomes: Iterable[Sp | None]) -> Iterator[str]:
         shown: set[SaId] = set()
         for sp in outcomes:
-            if self._verdict(sp) is not Verdict.PROTECTED or sp is None:
+            if sp is None or not protects(sp):
                 continue
             # Inbound any SA of the reqid will do, outbound the kernel takes the first.
             carrying = self._carriers(sp)

@@ -11,8 +11,8 @@ from tests.sim.world import World
 from tunsec.model.names import HostName, Mark, Reqid, Spi
 from tunsec.model.sa import Sa, SaDirection, SaId
 from tunsec.model.secret import Secret
-from tunsec.model.sp import Sp, SpAction, SpDirection, SpId
-from tunsec.model.step import AddSa, AddSp, Step
+from tunsec.model.sp import Sp, SpAction, SpDirection, SpId, Template
+from tunsec.model.step import AddSa, AddSp, Step, UpdateSp
 from tunsec.plan.sas import outbound_sa
 from tunsec.policy.desired import outbound_sps
 from tunsec.policy.intent import parse_policy
@@ -161,6 +161,15 @@ def test_another_programs_sp_and_sa(world: World, host: SimHost) -> None:
     found = ask(world, host, ExplainBody(esp=EspBody("deadbeef")))
     assert (found.verdict, found.relations) == (Verdict.FOREIGN, ())
     assert "reqid 7" in found.why
+    template = Template(child.id.local, child.id.remote, Reqid(7))
+    guarding = dataclasses.replace(front, templates=(template,))
+    assert host.kernel.by_hand(UpdateSp(guarding, front)) is None
+    unmarked = dataclasses.replace(foreign, id=dataclasses.replace(id_, mark=None))
+    assert host.kernel.by_hand(AddSa(unmarked, SaDirection.OUTBOUND)) is None
+    found = asked(world, f"tcp {child.id.local} 1 {child.id.remote} 5432")
+    assert "rules it and protects it" in found.why
+    assert "the guard" not in found.why
+    assert "ESP(spi=0xdeadbeef)" in found.on_the_wire[0]
     found = ask(world, host, ExplainBody(esp=EspBody("0xcafe", "198.51.100.9")))
     assert found.verdict == Verdict.UNKNOWN
     assert "neither this host nor a peer" in found.why
