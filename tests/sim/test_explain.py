@@ -169,4 +169,4 @@ def test_a_flow_that_is_dropped_and_released() -> None:
     two.world.release(two.left, FlowName("overlay0"))
     [child] = [child for child in two.right.scope.children if child.id.flow == "overlay0"]
     found = ask(two.world, two.left, asked_of(child, SpDirection.IN))
-    assert found.why.startswith("in clear: an admin released flow overlay0")
+    assert found.why.startswith("an admin released flow overlay0")

@@ -59,9 +59,10 @@ def _sp_row(sp: SpReport) -> tuple[str, ...]:
 
 
 def _sa_row(one: Relation, sa: SaReport) -> tuple[str, ...]:
+    state = f"{sa.state or 'unknown'}{f', {sa.offload} offload' if sa.offload else ''}"
     window = f"{sa.replay_window}{' ESN' if sa.esn else ''}"
     return (
-        *(sa.direction, sa.spi, _named(one), one.status.peer, sa.state or "unknown"),
+        *(sa.direction, sa.spi, _named(one), one.status.peer, state),
         *("yes" if sa.in_use else "no", sa.aead or "-", span(sa.age), str(sa.packets)),
         *(size(sa.carried_bytes), str(sa.sequence), window, str(sa.drops)),
         *(sa.mark or sa.output_mark or "-", span(sa.hard_after)),

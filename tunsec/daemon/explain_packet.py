@@ -51,18 +51,17 @@ class AskedPacket:
         outbound = direction is SpDirection.OUT
         self.local = packet.src if outbound else packet.dst
         self.remote = packet.dst if outbound else packet.src
+        most_specific_first = sorted(view.engine.scope.guarded, key=_precedence)
         self.flows = [
             flow
-            for flow in view.engine.scope.guarded
+            for flow in most_specific_first
             if flow_match(flow, direction, packet) is not Match.NO
         ]
         self.packet = Packet(
             *(packet.src, packet.dst, packet.proto, packet.sport, packet.dport),
             mark=self._mark(packet),
         )
-        self.guarding = [
-            flow for flow in view.engine.scope.guarded if guards(flow, packet, self.remote)
-        ]
+        self.guarding = [flow for flow in most_specific_first if guards(flow, packet, self.remote)]
         self.found = ruling(view.sps.values(), direction, self.packet)
 
     def _mark(self, packet: Packet) -> int | None:
@@ -129,17 +128,21 @@ class AskedPacket:
         return list(dict.fromkeys(ruling_it)) or self._meant()[:1]
 
     def _meant(self) -> list[Child]:
-        """Relations that the policy has for the packet, the most specific one first."""
-        found = [
+        """Relations of the most specific flow for the packet: what it blocks, no other one may
+        carry."""
+        first = {
+            flow.flow for flow in self.flows if _precedence(flow) == _precedence(self.flows[0])
+        }
+        return [
             child
             for child in self.view.children
-            if (child.id.local, child.id.remote) == (self.local, self.remote)
+            if child.id.flow in first
+            and (child.id.local, child.id.remote) == (self.local, self.remote)
             and any(
                 sp_match(sp, self.direction, self.packet) is not Match.NO
                 for sp in (*inbound_sps(child), *outbound_sps(child, Spi(0)))
             )
         ]
-        return sorted(found, key=lambda child: child.priority)
 
     # Why
 
@@ -175,7 +178,7 @@ class AskedPacket:
         for flow in scope.released_here:
             if flow_match(flow, self.direction, self.packet) is not Match.NO:
                 said = "until the policy is applied again"
-                return f"in clear: an admin released flow {flow.flow}, {said}"
+                return f"an admin released flow {flow.flow}, {said}"
         sent = [
             flow
             for flow in scope.guarded
@@ -184,11 +187,11 @@ class AskedPacket:
         if sent and self.direction is SpDirection.IN:
             said = "it is delivered in ESP and in clear alike: no inbound SP is for its ports"
             return f"{said}; what flow {sent[0].flow} makes the peer send of it comes in ESP"
-        return "in clear: no flow of the policy names it"
+        return "no flow of the policy names it"
 
     def _why_foreign(self, sp: Sp) -> str:
         does = {"pass": "lets it pass in clear", "block": "drops it", "protect": "protects it"}
-        said = f"another program's SP rules it and {does[action(sp)]}: {sp}"
+        said = f"another program's SP, of priority {sp.priority}, {does[action(sp)]}"
         if self.guarding and not protects(sp) and sp.action is not SpAction.BLOCK:
             said += f"; the guard drops it, for flow {self.guarding[0].flow} names it"
         return said
@@ -204,7 +207,7 @@ class AskedPacket:
         flows = [
             flow
             for flow in self.flows
-            if sp is not None and sp.priority == block_priority(ON_WIRE[flow.kind].precedence)
+            if sp is not None and sp.priority == block_priority(_precedence(flow))
         ]
         if not flows:
             return "a block SP of an earlier policy, which nobody has released, holds it"
@@ -241,7 +244,7 @@ class AskedPacket:
     def _on_the_wire(self, outcomes: Iterable[Sp | None]) -> Iterator[str]:
         shown: set[SaId] = set()
         for sp in outcomes:
-            if self._verdict(sp) is not Verdict.PROTECTED or sp is None:
+            if sp is None or not protects(sp):
                 continue
             # Inbound any SA of the reqid will do, outbound the kernel takes the first.
             carrying = self._carriers(sp)
@@ -287,13 +290,17 @@ class AskedPacket:
         """Other flows that cover it, and why they come later; no SA is shared between flows."""
         first = ON_WIRE[child.kind].precedence
         for flow in self.flows:
-            behind = ON_WIRE[flow.kind].precedence
+            behind = _precedence(flow)
             if flow.flow != child.id.flow and behind >= first:
                 reason = f"it {_NAMES[behind]}, {child.id.flow} {_NAMES[first]}"
                 if behind == first:
                     reason = f"both are of one rank ({_NAMES[first]}): the older SP goes first"
                 said = f"flow {flow.flow} ({flow.kind}) covers it too, but comes later: {reason}"
                 yield f"{said}; each has SAs of its own"
+
+
+def _precedence(flow: GuardedFlow) -> int:
+    return ON_WIRE[flow.kind].precedence
 
 
 def flow_match(flow: GuardedFlow, direction: SpDirection, packet: Packet) -> Match:
@@ -362,7 +369,7 @@ def _differences(child: Child, packet: Packet, direction: SpDirection) -> Iterat
     chosen = child.outbound if outbound else child.inbound
     if all(one.proto != packet.proto for one in chosen):
         yield f"it is {PROTOCOLS.get(chosen[0].proto, str(chosen[0].proto))}"
-    elif not any(
+    if not any(
         _may_be(one.sport, packet.sport) and _may_be(one.dport, packet.dport) for one in chosen
     ):
         yield " or ".join(
@@ -405,7 +412,7 @@ def composition(view: View, children: Iterable[Child]) -> Iterator[str]:
             for flow in view.engine.scope.guarded
             if flow.proto == UDP
             and child.id.remote in flow.peers
-            and ON_WIRE[flow.kind].precedence < ON_WIRE[child.kind].precedence
+            and _precedence(flow) < ON_WIRE[child.kind].precedence
         ]
         yield (
             f"{child.id.flow} covers all UDP to {child.id.peer} that no flow before it names, "

@@ -11,7 +11,7 @@ class Verdict(StrEnum):
 
     PROTECTED = "protected"
     BLOCKED = "blocked"
-    CLEAR = "clear"
+    CLEAR = "in clear"
     FOREIGN = "foreign"
     """Another program's SP or SA."""
     DEPENDS = "depends"

@@ -11,8 +11,8 @@ from tests.sim.world import World
 from tunsec.model.names import HostName, Mark, Reqid, Spi
 from tunsec.model.sa import Sa, SaDirection, SaId
 from tunsec.model.secret import Secret
-from tunsec.model.sp import Sp, SpAction, SpDirection, SpId
-from tunsec.model.step import AddSa, AddSp, Step
+from tunsec.model.sp import Sp, SpAction, SpDirection, SpId, Template
+from tunsec.model.step import AddSa, AddSp, Step, UpdateSp
 from tunsec.plan.sas import outbound_sa
 from tunsec.policy.desired import outbound_sps
 from tunsec.policy.intent import parse_policy
@@ -70,9 +70,9 @@ def asked(world: World, line: str, vni: int | None = None) -> Explanation:
         ("tcp 192.0.2.11 5432 192.0.2.10 9", None, "blocked", "flow base with h1: "),
         ("udp 192.0.2.10 9 192.0.2.11 53", None, "blocked", "flow storage with h1: "),
         ("udp 192.0.2.11 9 192.0.2.10 4791", None, "blocked", "flow storage with h1: "),
-        ("udp 192.0.2.11 9 192.0.2.10 53", None, "clear", "flow storage makes the peer send"),
-        ("tcp 192.0.2.10 9 192.0.2.11 22", None, "clear", "no flow of the policy names it"),
-        ("udp 192.0.2.10 9 198.51.100.1 53", None, "clear", "no flow of the policy names it"),
+        ("udp 192.0.2.11 9 192.0.2.10 53", None, "in clear", "flow storage makes the peer send"),
+        ("tcp 192.0.2.10 9 192.0.2.11 22", None, "in clear", "no flow of the policy names it"),
+        ("udp 192.0.2.10 9 198.51.100.1 53", None, "in clear", "no flow of the policy names it"),
         ("tcp 192.0.2.10 * 192.0.2.11 *", None, "depends", "if the destination port is 16385"),
         ("tcp 192.0.2.10 1 192.0.2.10 5432", None, "elsewhere", "both ends are this host"),
         ("tcp 192.0.2.11 1 192.0.2.12 5432", None, "elsewhere", "192.0.2.11 is h1's"),
@@ -90,6 +90,11 @@ def test_packets_of_every_kind(
 def test_what_differs_from_the_nearest_flows(world: World) -> None:
     notes = asked(world, "tcp 192.0.2.10 9 192.0.2.11 22").notes
     assert "nearest: flow base, but destination port 5432 or source port 5432" in notes
+
+
+def test_what_a_flow_blocks_is_not_told_of_a_wider_one(world: World) -> None:
+    found = asked(world, "udp 192.0.2.10 1 192.0.2.11 4789", 43)
+    assert (found.relations, found.verdict) == ((), Verdict.BLOCKED)
 
 
 @pytest.mark.parametrize(
@@ -161,6 +166,15 @@ def test_another_programs_sp_and_sa(world: World, host: SimHost) -> None:
     found = ask(world, host, ExplainBody(esp=EspBody("deadbeef")))
     assert (found.verdict, found.relations) == (Verdict.FOREIGN, ())
     assert "reqid 7" in found.why
+    template = Template(child.id.local, child.id.remote, Reqid(7))
+    guarding = dataclasses.replace(front, templates=(template,))
+    assert host.kernel.by_hand(UpdateSp(guarding, front)) is None
+    unmarked = dataclasses.replace(foreign, id=dataclasses.replace(id_, mark=None))
+    assert host.kernel.by_hand(AddSa(unmarked, SaDirection.OUTBOUND)) is None
+    found = asked(world, f"tcp {child.id.local} 1 {child.id.remote} 5432")
+    assert "of priority 7, protects it" in found.why
+    assert "the guard" not in found.why
+    assert "ESP(spi=0xdeadbeef)" in found.on_the_wire[0]
     found = ask(world, host, ExplainBody(esp=EspBody("0xcafe", "198.51.100.9")))
     assert found.verdict == Verdict.UNKNOWN
     assert "neither this host nor a peer" in found.why

@@ -46,6 +46,7 @@ def test_there_are_examples() -> None:
         "geneve.yaml",
         "ports.yaml",
         "tenants.yaml",
+        "mixed-cluster.yaml",
     } <= {path.name for path in EXAMPLES}
 
 
