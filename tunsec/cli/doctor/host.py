@@ -24,7 +24,9 @@ from tunsec.cli.doctor.finding import Finding, Group, Verdict, ok, problem, told
 from tunsec.cli.doctor.part import Part
 from tunsec.model.clock import Seconds, WallTime
 from tunsec.model.errors import PolicyError, TunsecError
+from tunsec.model.flow import OffloadWish
 from tunsec.model.names import HostName
+from tunsec.model.underlay import EspFeature, Underlay
 from tunsec.plan.devices import mtu_warnings, uncovered_devices
 from tunsec.policy.intent import parse_policy
 from tunsec.policy.values import Ppk
@@ -186,6 +188,32 @@ def check_devices(part: Part) -> Iterator[Finding]:
     if not tight and not bare:
         names = ", ".join(device.name for device in devices)
         yield ok(HOST, "tunnels", names or "no tunnel device is there yet")
+
+
+def check_offload(part: Part) -> Iterator[Finding]:
+    """What the devices to the peers say of ESP, beside what the policy wishes of them. Whether they
+    take an SA is tried by the daemon, which alone has keys to spare; see its status."""
+    wishes: dict[Underlay, set[OffloadWish]] = {}
+    try:
+        with HostLinks() as links:
+            for child in part.desired.children:
+                device = links.underlay(child.id.local, child.id.remote)
+                if device is not None:
+                    wishes.setdefault(device, set()).add(child.offload)
+    except TunsecError as error:
+        yield problem(HOST, "offload", str(error), "tunsec needs rtnetlink")
+        return
+    for device, wished in sorted(wishes.items(), key=lambda one: one[0].name):
+        must = sorted(wished & {OffloadWish.CRYPTO, OffloadWish.PACKET})
+        if device.esp is EspFeature.ON:
+            yield ok(HOST, "offload", f"{device.name} offloads ESP")
+        elif not must:
+            yield ok(HOST, "offload", f"{device.name} leaves ESP to the CPU")
+        else:
+            found = f"{device.name}: esp-hw-offload is {device.esp}, wished: {', '.join(must)}"
+            off = device.esp is EspFeature.OFF
+            switch = f"ethtool -K {device.name} esp-hw-offload on"
+            yield problem(HOST, "offload", found, switch if off else "'offload: auto' or 'none'")
 
 
 def _moment(seconds: float) -> str:
