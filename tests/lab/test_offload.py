@@ -124,6 +124,7 @@ def test_sas_are_given_to_nics_and_taken_back() -> None:
         red = str(b.overlay_addresses("red")[0])
         blue = str(b.overlay_addresses("blue")[0])
         assert a.reaches(red), "the simulated NICs carry packets"
+        assert a.reaches(blue)
         # Sequence numbers of another length are a move as any other: nothing is lost.
         with ExitStack() as stack:
             running = [
