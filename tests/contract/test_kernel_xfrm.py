@@ -19,6 +19,7 @@ from tunsec.model.sp import SpDirection
 from tunsec.model.step import AddSp, RemoveSp, UpdateSp
 from tunsec.plan.lookup import ruling
 from tunsec_lab.features import IN_LAB, probe_features
+from tunsec_lab.netdevsim import BUS
 
 SO_MARK = 36
 ROUNDS = 100
@@ -68,6 +69,24 @@ class TestXfrmKernel(KernelContract):
             ruled += rules is not None
             done(kernel, *(RemoveSp(sp) for sp in sps))
         assert ruled > ROUNDS / 2
+
+    @pytest.fixture
+    def plain_device(self, kernel: XfrmKernel) -> int:
+        run("ip link add v0 type veth peer name v1")
+        return socket.if_nametoindex("v0")
+
+    @pytest.fixture
+    def nic(self, kernel: XfrmKernel) -> Iterator[int]:
+        if reason := probe_features(["netdevsim"])["netdevsim"]:
+            pytest.skip(reason)
+        before = set(socket.if_nameindex())
+        (BUS / "new_device").write_text("4714 1")
+        try:
+            ((ifindex, name),) = set(socket.if_nameindex()) - before
+            run(f"ip link set {name} up")
+            yield ifindex
+        finally:
+            (BUS / "del_device").write_text("4714")
 
 
 def send(packet: Packet, dst: IPv4Address) -> None:

@@ -10,7 +10,6 @@ from tests.lab import tenancy
 from tests.lab.tenancy import address, came_out, device, mark_of
 from tests.lab.test_tenants import crossed, nobody_repairs, sent_by, spis_of
 from tests.lab.tunnel_keys import tunnel_keys
-from tests.lab.watched import speak_in_clear
 from tunsec_lab.capture import LeakWatch
 from tunsec_lab.cluster import Cluster
 from tunsec_lab.host import Host, Lab
@@ -85,7 +84,7 @@ def test_each_vni_of_an_external_device_has_its_tenants_keys(lab: Lab) -> None:
         LeakWatch(lab, protected=[protect("vxlan"), protect("geneve")]) as watch,
         ExitStack() as up,
     ):
-        watch.prove_sees(lambda: speak_in_clear(lab))
+        watch.prove_sees(lab.speak_over_overlays)
         make_devices(lab)
         for name, vnis in NETWORKS.items():
             keys = {f"10.{vni}.0.0/24": vni for vni in vnis}

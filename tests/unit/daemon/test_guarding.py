@@ -1,17 +1,18 @@
 """The guard's two parts: one that fails is told of, and does not keep the other one back."""
 
-import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tests.sim.host import FakeGuard
+from tests.sim.host import FakeGuard, FakeLinks
+from tests.sim.kernel import FakeKernel
 from tunsec.daemon.guarding import Guarding
 from tunsec.daemon.health import Counters, Troubles
 from tunsec.daemon.scope import Scope
+from tunsec.model.clock import Instant
 from tunsec.model.errors import Unavailable
 from tunsec.model.flow import Kind
 from tunsec.model.guard import VniMarks
-from tunsec.model.names import Address, HostName, Vni
+from tunsec.model.names import HostName, Vni
 from tunsec.policy.intent import parse_policy
 from tunsec.ports import OverlayDevice
 
@@ -47,12 +48,8 @@ class Filters:
         )
 
 
-class Devices:
+class Devices(FakeLinks):
     """ports.Links with one external device and one of another port."""
-
-    def addresses(self) -> frozenset[Address]:
-        """Whatever."""
-        return frozenset({ipaddress.ip_address("192.0.2.11")})
 
     def overlay_devices(self) -> tuple[OverlayDevice, ...]:
         """Both are external."""
@@ -77,7 +74,7 @@ class Rig:
         return Guarding(
             table=self.table,
             marks=self.filters,
-            links=Devices(),
+            links=Devices((), FakeKernel(lambda: Instant(0.0))),
             counters=self.counters,
             troubles=self.troubles,
         )

@@ -47,6 +47,7 @@ def test_there_are_examples() -> None:
         "ports.yaml",
         "tenants.yaml",
         "mixed-cluster.yaml",
+        "offload.yaml",
     } <= {path.name for path in EXAMPLES}
 
 

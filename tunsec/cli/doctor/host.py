@@ -25,8 +25,9 @@ from tunsec.cli.doctor.finding import Finding, Group, Verdict, ok, problem, told
 from tunsec.cli.doctor.part import Part
 from tunsec.model.clock import Seconds, WallTime
 from tunsec.model.errors import PolicyError, TunsecError
-from tunsec.model.flow import Kind
+from tunsec.model.flow import Kind, OffloadWish
 from tunsec.model.names import HostName
+from tunsec.model.underlay import EspFeature, Underlay
 from tunsec.plan.devices import (
     group_warnings,
     mtu_warnings,
@@ -221,6 +222,32 @@ def check_rdma(part: Part) -> Iterator[Finding]:
     if not past and not tight:
         names = ", ".join(device.name for device in devices if device.roce)
         yield ok(HOST, "rdma", names or "no RoCE device is there yet")
+
+
+def check_offload(part: Part) -> Iterator[Finding]:
+    """What the devices to the peers say of ESP, beside what the policy wishes of them. Whether they
+    take an SA is tried by the daemon, which alone has keys to spare; see its status."""
+    wishes: dict[Underlay, set[OffloadWish]] = {}
+    try:
+        with HostLinks() as links:
+            for child in part.desired.children:
+                device = links.underlay(child.id.local, child.id.remote)
+                if device is not None:
+                    wishes.setdefault(device, set()).add(child.offload)
+    except TunsecError as error:
+        yield problem(HOST, "offload", str(error), "tunsec needs rtnetlink")
+        return
+    for device, wished in sorted(wishes.items(), key=lambda one: one[0].name):
+        must = sorted(wished & {OffloadWish.CRYPTO, OffloadWish.PACKET})
+        if device.esp is EspFeature.ON:
+            yield ok(HOST, "offload", f"{device.name} offloads ESP")
+        elif not must:
+            yield ok(HOST, "offload", f"{device.name} leaves ESP to the CPU")
+        else:
+            found = f"{device.name}: esp-hw-offload is {device.esp}, wished: {', '.join(must)}"
+            off = device.esp is EspFeature.OFF
+            switch = f"ethtool -K {device.name} esp-hw-offload on"
+            yield problem(HOST, "offload", found, switch if off else "'offload: auto' or 'none'")
 
 
 def _moment(seconds: float) -> str:
