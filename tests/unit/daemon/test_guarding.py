@@ -54,7 +54,7 @@ class Devices(FakeLinks):
     def overlay_devices(self) -> tuple[OverlayDevice, ...]:
         """Both are external."""
         return tuple(
-            OverlayDevice(name, number, Kind.VXLAN, port, 1450, None, None, None, True, None)
+            OverlayDevice(name, number, Kind.VXLAN, port, 1450, None, None, None, None, True, None)
             for number, (name, port) in enumerate((("vxe", 4789), ("other", 4790)), start=2)
         )
 
