@@ -1,4 +1,4 @@
-"""What of `make failover` fits: troubles that no other test makes, each on a cluster of its own.
+"""What of `make failover` fits: troubles that no quick test makes, each on a cluster of its own.
 
 They are the entries of netns-lab/scenarios/failover/catalogue.py, at a faster pace.
 """
@@ -16,11 +16,13 @@ PACE = 0.2
 VXLAN = KINDS["vxlan"]
 CHOSEN = (
     ("tunsecd-upgraded", Keying.IKE),
+    ("charon-killed", Keying.IKE),
     ("host-rebooted", Keying.IKE),
     ("partition", Keying.DIRECTORY),
     ("link-flaps", Keying.IKE),
     ("flushed", Keying.IKE),
     ("loss-and-reordering", Keying.DIRECTORY),
+    ("directory-gone", Keying.DIRECTORY),
     ("clock-ahead", Keying.DIRECTORY),
     ("policy-reloaded", Keying.IKE),
     ("events-overrun", Keying.DIRECTORY),
