@@ -31,7 +31,7 @@ from tunsec.ports import Kernel
 
 DEVICE: Final = "tunsec-probe"
 ENDS: Final = {
-    4: ("198.51.100.254", "198.51.100.255", 31),  # RFC 5737
+    4: ("198.51.100.252", "198.51.100.253", 31),  # RFC 5737; no subnet's broadcast address
     6: ("100::fe", "100::ff", 127),  # RFC 6666
 }
 VNI: Final = Vni(0xFFFFFE)

@@ -49,7 +49,7 @@ def test_a_kernel_that_asks_with_the_port_and_one_that_seems_not_to(
 
 
 def test_what_a_killed_daemon_left_does_not_disturb(netlink: Netlink) -> None:
-    run("ip link add tunsec-probe type vxlan id 16777214 remote 198.51.100.255 dstport 4000")
+    run("ip link add tunsec-probe type vxlan id 16777214 remote 198.51.100.253 dstport 4000")
     assert try_lookup(*netlink, Kind.VXLAN, 4) == ""
     assert nothing_left()
 
