@@ -202,6 +202,7 @@ class Engine:
         self._drift.close(scope)
         self._put_guard()
         self._adopt(scope)
+        self._end(self._drift.marked_otherwise(scope))
         self._withdraw_leftovers()
         self._look()
         self._begin_keying()
@@ -215,9 +216,11 @@ class Engine:
         """
         before = self.scope
         scope = self._drift.with_held(scope, before)
+        otherwise = self._drift.marked_otherwise(scope)
         self._drift.close(scope)
         self.scope = scope
         self._put_guard()
+        self._end(otherwise)
         self._enter(scope)
         self._tell_pairs(self.post.renew_grants(scope.grants))
         self._look()
@@ -369,28 +372,31 @@ class Engine:
         self._tell_who_pins(adopted.moving)
         self._run()
 
-    def _enter(self, scope: Scope, adopted: Collection[ChildId] = ()) -> None:
-        """Give every pair its children; pairs that lose them all end. SAs of `adopted` children,
-        made by another keying than the policy's, are told of next."""
-        self._children.update({child.id: child for child in scope.children})
+    def _end(self, ended: Collection[ChildId]) -> None:
+        """Children whose SAs nobody can use any more: they end, to begin anew."""
+        if ended:
+            self._enter(self.scope, ended=ended)
+            self._enter(self.scope)
+
+    def _enter(
+        self, scope: Scope, adopted: Collection[ChildId] = (), *, ended: Collection[ChildId] = ()
+    ) -> None:
+        """Give every pair its children, but for `ended` ones; pairs that lose them all end. SAs of
+        `adopted` children, made by another keying than the policy's, are told of next."""
+        children = [child for child in scope.children if child.id not in ended]
+        self._children.update({child.id: child for child in children})
         carried = {
-            child.id
-            for child in scope.children
-            if child.id in adopted or self._carried_by_other(child)
+            child.id for child in children if child.id in adopted or self._carried_by_other(child)
         }
         self._tell_who_pins(carried)
         by_peer: dict[HostName, list[Child]] = {}
-        for child in scope.children:
+        for child in children:
             if child.keying is Keying.DIRECTORY or child.id in carried:
                 by_peer.setdefault(child.id.peer, []).append(child)
         self.ike.set_children(
-            [
-                child
-                for child in scope.children
-                if child.keying is Keying.IKE or child.id in carried
-            ],
+            [child for child in children if child.keying is Keying.IKE or child.id in carried],
             scope.intent,
-            known=scope.children,
+            known=children,
         )
         self.post.set_addresses(scope.addresses)
         for peer in dict.fromkeys((*by_peer, *self.pairs)):
@@ -408,11 +414,9 @@ class Engine:
         for peer in by_peer:
             self._alarms.put(("farewell", peer), None)
         self._moving = {
-            child.id
-            for child in scope.children
-            if child.id in adopted or self._carried_by_other(child)
+            child.id for child in children if child.id in adopted or self._carried_by_other(child)
         }
-        wanted = {child.id for child in scope.children}
+        wanted = {child.id for child in children}
         for child_id in [child_id for child_id in self._children if child_id not in wanted]:
             del self._children[child_id]
             self.active_since.pop(child_id, None)
