@@ -11,8 +11,9 @@ from tunsec.daemon.scope import Scope
 from tunsec.keying.newest import Newest
 from tunsec.keying.ring import Keyring
 from tunsec.model.errors import Unavailable
+from tunsec.model.flow import ChildId
 from tunsec.model.guard import Guard, GuardDrops, VniMarks
-from tunsec.model.names import Address, HostName
+from tunsec.model.names import Address, HostName, Mark, TenantName
 from tunsec.model.rdma import RdmaDevice
 from tunsec.model.underlay import Underlay
 from tunsec.ports import OverlayDevice
@@ -39,6 +40,16 @@ class FakeGuard:
     def remove(self) -> None:
         """Delete the table."""
         self.guard = None
+
+    def mark_of(self, child: ChildId) -> int:
+        """What a tunnel device sets on packets of a child; 0 where there are no tenants."""
+        for flow in () if self.guard is None else self.guard.flows:
+            if flow.flow == child.flow:
+                marks: dict[TenantName | None, Mark | None] = {None: flow.others}
+                marks |= {one.tenant: one.mark for one in flow.tenants}
+                mark = marks.get(child.tenant)
+                return 0 if mark is None else mark.value
+        return 0
 
     def drops_clear(self, packet: Packet) -> bool:
         """Whether the table holds back a packet that no SA covers, out or in."""

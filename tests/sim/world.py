@@ -376,9 +376,12 @@ class World:
     # Packets
 
     def packet(self, child: ChildId) -> Packet:
-        """A packet of a child, as its own host sends it."""
+        """A packet of a child, as its own host sends it: with its tenant's mark, which what the
+        guard says sets whether a daemon runs or not."""
         flow = next(flow for flow in self.intent.flows if flow.name == child.flow)
-        return Packet(child.local, child.remote, 17, 40_000, flow.port)
+        owner = next(host for host in self.intent.hosts if child.local in host.addresses)
+        mark = self.hosts[owner.name].guard.mark_of(child)
+        return Packet(child.local, child.remote, 17, 40_000, flow.port, mark)
 
     def probe(self, probe: Probe, owner: SimHost, child: ChildId) -> None:
         """Send one packet of a child to its peer."""

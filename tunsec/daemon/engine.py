@@ -216,6 +216,7 @@ class Engine:
         self._drift.close(scope)
         self._put_guard()
         self._adopt(scope)
+        self._end(self._drift.marked_otherwise(scope))
         self._withdraw_leftovers()
         self._look()
         self._begin_keying()
@@ -229,9 +230,11 @@ class Engine:
         """
         before = self.scope
         scope = self._for_this_host(scope)
+        otherwise = self._drift.marked_otherwise(scope)
         self._drift.close(scope)
         self.scope = scope
         self._put_guard()
+        self._end(otherwise)
         self._enter(scope)
         self._tell_pairs(self.post.renew_grants(scope.grants))
         self._look()
@@ -420,22 +423,30 @@ class Engine:
         self._tell_who_pins(adopted.moving)
         self._run()
 
-    def _enter(self, scope: Scope, adopted: Collection[ChildId] = ()) -> None:
-        """Give every pair its children; pairs that lose them all end. SAs of `adopted` children,
-        made by another keying than the policy's, are told of next."""
-        self._children.update({child.id: child for child in scope.children})
+    def _end(self, ended: Collection[ChildId]) -> None:
+        """Children whose SAs nobody can use any more: they end, to begin anew."""
+        if ended:
+            self._enter(self.scope, ended=ended)
+            self._enter(self.scope)
+
+    def _enter(
+        self, scope: Scope, adopted: Collection[ChildId] = (), *, ended: Collection[ChildId] = ()
+    ) -> None:
+        """Give every pair its children, but for `ended` ones; pairs that lose them all end. SAs of
+        `adopted` children, made by another keying than the policy's, are told of next."""
+        children = [child for child in scope.children if child.id not in ended]
+        self._children.update({child.id: child for child in children})
         carried = {
-            child.id
-            for child in scope.children
-            if child.id in adopted or self._carried_by_other(child)
+            child.id for child in children if child.id in adopted or self._carried_by_other(child)
         }
         self._tell_who_pins(carried)
         by_peer: dict[HostName, list[Child]] = {}
-        for child in scope.children:
+        for child in children:
             if child.keying is Keying.DIRECTORY or child.id in carried:
                 by_peer.setdefault(child.id.peer, []).append(child)
         self._give_ike(
-            child for child in scope.children if child.keying is Keying.IKE or child.id in carried
+            (child for child in children if child.keying is Keying.IKE or child.id in carried),
+            known=children,
         )
         self.post.set_addresses(scope.addresses)
         for peer in dict.fromkeys((*by_peer, *self.pairs)):
@@ -453,21 +464,18 @@ class Engine:
         for peer in by_peer:
             self._alarms.put(("farewell", peer), None)
         self._moving = {
-            child.id
-            for child in scope.children
-            if child.id in adopted or self._carried_by_other(child)
+            child.id for child in children if child.id in adopted or self._carried_by_other(child)
         }
-        wanted = {child.id for child in scope.children}
+        wanted = {child.id for child in children}
         for child_id in [child_id for child_id in self._children if child_id not in wanted]:
             del self._children[child_id]
             self.active_since.pop(child_id, None)
             self.tallies.pop(child_id, None)
 
-    def _give_ike(self, children: Iterable[Child]) -> None:
-        """What charon shall carry, with a NIC or without."""
-        scope = self.scope
+    def _give_ike(self, children: Iterable[Child], *, known: Sequence[Child]) -> None:
+        """What charon shall carry, with a NIC or without; `known` are all there are."""
         settled = [self.offloads.settled(child) for child in children]
-        self.ike.set_children(settled, scope.intent, known=scope.children)
+        self.ike.set_children(settled, self.scope.intent, known=known)
 
     def _check_moves(self) -> bool:
         """Children on their way from one keying to the other: the old one ends when it is empty.
@@ -708,7 +716,7 @@ class Engine:
         self.offloads.forget_ways()
         given = [flow.child for _, flow in self.ike.flows()]
         if any(self.offloads.settled(self._children[one.id]) != one for one in given):
-            self._give_ike(self._children[one.id] for one in given)
+            self._give_ike((self._children[one.id] for one in given), known=self.scope.children)
         found = dict(outgrown(self._flows(), sas, self.offloads.nic))
         new = found.keys() - self._outgrown
         self._outgrown = frozenset(found)
