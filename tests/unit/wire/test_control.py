@@ -5,7 +5,7 @@ import json
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunsec.model.errors import Problem
@@ -88,6 +88,7 @@ bodies: dict[type, st.SearchStrategy[object]] = {
 
 
 @pytest.mark.parametrize("shape", bodies, ids=lambda shape: shape.__name__)
+@settings(deadline=None)
 @given(data=st.data())
 def test_what_is_said_is_understood(shape: type, data: st.DataObject) -> None:
     body = data.draw(bodies[shape])
