@@ -77,7 +77,7 @@ class TestXfrmKernel(KernelContract):
 
     @pytest.fixture
     def nic(self, kernel: XfrmKernel) -> Iterator[int]:
-        if reason := probe_features(["netdevsim"])["netdevsim"]:
+        if reason := probe_features(["netdevsim"]).get("netdevsim"):
             pytest.skip(reason)
         before = set(socket.if_nameindex())
         (BUS / "new_device").write_text("4714 1")

@@ -4,7 +4,7 @@ A child that fails is undone by itself; the others of the same order go on.
 """
 
 import errno
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
@@ -339,14 +339,28 @@ class Installer:
         found = self._read_sas([job.sa.id for job in jobs])
         standing: list[_Job] = []
         for job in jobs:
-            actual = found.get(job.sa.id)
-            for sa in _acceptable(job):
-                if actual is not None and sa_matches(sa, actual):
-                    standing.append(replace(job, sa=sa))
-                    break
-            else:
+            stands = self._as_asked(job, found.get(job.sa.id))
+            if stands is None:
                 self._not_as_asked(job, refused)
+            else:
+                standing.append(stands)
         return standing
+
+    def _as_asked(self, job: _Job, actual: Sa | None) -> _Job | None:
+        """The job as the kernel did it; None when that is not what was asked."""
+        if actual is None:
+            return None
+        if sa_matches(job.sa, actual):
+            return job
+        if job.nic is None or job.child.offload is not OffloadWish.AUTO:
+            return None
+        by_cpu = _by_cpu(job)
+        if not sa_matches(by_cpu, actual):
+            return None
+        if job.sa.offload is not None:
+            reason = "it was not given the SAs that it took on trial"
+            self._offloads.declined(job.child, job.keyed.aead, job.nic, reason)
+        return replace(job, sa=by_cpu)
 
     def _not_as_asked(self, job: _Job, refused: list[NotInstalled]) -> None:
         self.remove([job.sa.id])
@@ -411,13 +425,6 @@ def _by_cpu(job: _Job) -> Sa:
     """A job's SA without its NIC."""
     make = inbound_sa if job.sa.id.dst == job.child.id.local else outbound_sa
     return make(job.child, job.keyed.spi, aead=job.keyed.aead, key=job.sa.key)
-
-
-def _acceptable(job: _Job) -> Iterator[Sa]:
-    """What may stand in the kernel for a job."""
-    yield job.sa
-    if job.nic is not None and job.child.offload is OffloadWish.AUTO:
-        yield _by_cpu(job)
 
 
 def read_sps(kernel: Kernel, ids: Collection[SpId]) -> Mapping[SpId, Sp]:
