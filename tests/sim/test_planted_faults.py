@@ -34,7 +34,7 @@ from tunsec.model.secret import Secret
 from tunsec.model.selector import Selector
 from tunsec.model.sp import Sp, SpDirection
 from tunsec.model.step import AddSa, RemoveSa, RemoveSp, Step
-from tunsec.plan import diff
+from tunsec.plan import diff, sas
 from tunsec.plan.image import Wanted
 from tunsec.policy import desired
 from tunsec.policy.intent import Intent
@@ -318,7 +318,7 @@ def lets_sps_overlook_the_mark(patch: pytest.MonkeyPatch) -> None:
 
 def decrypts_without_a_mark(patch: pytest.MonkeyPatch) -> None:
     """What comes for a tenant cannot be told from what comes for another."""
-    truly = install.inbound_sa
+    truly = sas.inbound_sa
 
     def inbound_sa(*given: object, **more: object) -> Sa:
         return replace(truly(*given, **more), output_mark=None)  # type: ignore[arg-type]
