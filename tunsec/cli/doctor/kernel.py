@@ -15,13 +15,14 @@ from tunsec.adapters.aead_speed import REMEDY, measure
 from tunsec.adapters.links import HostLinks
 from tunsec.adapters.nft import NftGuard
 from tunsec.adapters.scratch_namespace import scratch_namespace
+from tunsec.adapters.tc import TcMarks
 from tunsec.adapters.xfrm import XfrmKernel
 from tunsec.cli.doctor.finding import Finding, Group, ok, problem, warning
 from tunsec.cli.doctor.part import Part
 from tunsec.model.aead import Aead, AeadSpeed
 from tunsec.model.errors import TunsecError, Unavailable
 from tunsec.model.flow import Kind
-from tunsec.model.guard import Guard, GuardedFlow, TunnelDevice
+from tunsec.model.guard import Guard, GuardedFlow, TunnelDevice, VniMarks
 from tunsec.model.names import FlowName, Mark, Spi, Vni
 from tunsec.model.ownership import PRIORITY_BLOCK, PRIORITY_PROTECT, REQID_FIRST
 from tunsec.model.sa import Replay, Sa, SaDirection, SaId
@@ -79,6 +80,8 @@ def _tried(part: Part | None) -> Iterator[Finding]:
     yield check_guard()
     for kind in _overlay_kinds(part):
         yield check_overlay(kind)
+    if part is not None and any(flow.tenants for flow in part.flows):
+        yield check_vni_marks()
 
 
 # -- XFRM ---------------------------------------------------------------------------------------
@@ -272,6 +275,18 @@ def check_overlay(kind: Kind) -> Finding:
     except TunsecError as error:
         return problem(KERNEL, kind, str(error), f"modprobe {kind}")
     return ok(KERNEL, kind, "devices can be made")
+
+
+def check_vni_marks() -> Finding:
+    """Filters that mark by VNI; only `external` devices of flows with tenants need them."""
+    marked = ((Vni(1), Mark(1 << 31, 1 << 31)),)
+    try:
+        TcMarks().put([VniMarks("lo", 1, marked)])
+    except TunsecError as error:
+        found = f"external tunnel devices have no tenants here: {error}"
+        remedy = "install iproute2, modprobe sch_ingress cls_flower act_skbedit"
+        return warning(KERNEL, "tc", found, remedy)
+    return ok(KERNEL, "tc", "flower on egress, marks by VNI")
 
 
 def _overlay_kinds(part: Part | None) -> list[Kind]:
