@@ -8,7 +8,7 @@ from typing import Protocol
 from tunsec.model.aead import AeadSpeed as AeadSpeed
 from tunsec.model.clock import Instant, WallTime
 from tunsec.model.errors import Refused, TunsecError
-from tunsec.model.guard import Guard, GuardDrops
+from tunsec.model.guard import Guard, GuardDrops, VniMarks
 from tunsec.model.ike import IkeConnection
 from tunsec.model.ike_sa import IkeRef, IkeSa
 from tunsec.model.names import Address
@@ -18,6 +18,7 @@ from tunsec.model.sa import Sa, SaId
 from tunsec.model.secret import Secret
 from tunsec.model.sp import Sp, SpId
 from tunsec.model.step import Step
+from tunsec.model.underlay import Underlay
 
 
 class Kernel(Protocol):
@@ -36,7 +37,7 @@ class Kernel(Protocol):
         ...
 
     def sps(self) -> dict[SpId, Sp]:
-        """Every SP, ours and foreign; per-socket policies left out."""
+        """Every SP, ours and foreign, the one last written first; per-socket policies left out."""
         ...
 
     def sa(self, sa_id: SaId) -> Sa | None:
@@ -68,6 +69,18 @@ class GuardTable(Protocol):
         ...
 
 
+class VniMarking(Protocol):
+    """Marks by VNI on what `external` tunnel devices send, beside the guard table."""
+
+    def put(self, wanted: Sequence[VniMarks]) -> None:
+        """Give each device just these marks; raises Refused or Unavailable once all were tried."""
+        ...
+
+    def drift(self, wanted: Sequence[VniMarks]) -> tuple[str, ...]:
+        """What stands differently from what `put` would make, one line each."""
+        ...
+
+
 class Links(Protocol):
     """Devices and addresses of this network namespace."""
 
@@ -81,6 +94,10 @@ class Links(Protocol):
 
     def underlay_mtu(self, to: Address) -> int | None:
         """MTU of the way to an address; None without a way."""
+        ...
+
+    def underlay(self, local: Address, remote: Address) -> Underlay | None:
+        """The device by which packets from one address to another leave; None without a way."""
         ...
 
 

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 
 from tests.lab.kernel_flows import datagrams, rdma_in_clear, rds_in_clear, talk, transfer
-from tests.lab.watched import speak_in_clear, watched_flows
+from tests.lab.watched import watched_flows
 from tunsec.model.flow import Keying
 from tunsec.wire.control import PolicyBody
 from tunsec_lab.capture import LeakWatch
@@ -56,8 +56,8 @@ def watch(lab: Lab) -> Iterator[LeakWatch]:
     flows: dict[Protected, Callable[[], object]] = {
         protect("rds-tcp"): partial(rds_in_clear, lab),  # first: the hosts are rebooted
         protect("rocev2"): first_rdma,
-        protect("vxlan"): partial(speak_in_clear, lab),
-        protect("geneve"): partial(speak_in_clear, lab),
+        protect("vxlan"): lab.speak_over_overlays,
+        protect("geneve"): lab.speak_over_overlays,
         protect("udp", port=NAMED_UDP): partial(datagrams, a, b, port=NAMED_UDP),
         protect("udp", port=OTHER_UDP): partial(datagrams, a, b, port=OTHER_UDP),
     }

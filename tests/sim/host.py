@@ -1,6 +1,6 @@
 """One host of a simulation: what a crash leaves, what a reboot leaves, and what neither does."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tests.sim.charon import FakeCharon
@@ -11,9 +11,10 @@ from tunsec.daemon.scope import Scope
 from tunsec.keying.newest import Newest
 from tunsec.keying.ring import Keyring
 from tunsec.model.errors import Unavailable
-from tunsec.model.guard import Guard, GuardDrops
+from tunsec.model.guard import Guard, GuardDrops, VniMarks
 from tunsec.model.names import Address, HostName
 from tunsec.model.rdma import RdmaDevice
+from tunsec.model.underlay import Underlay
 from tunsec.ports import OverlayDevice
 
 
@@ -51,11 +52,24 @@ class FakeGuard:
         )
 
 
-class FakeLinks:
-    """No tunnel devices: the simulation's packets need none. Every address is on eth0."""
+class NoMarks:
+    """No filters: the simulation's packets bear the marks of their tenants from the beginning."""
 
-    def __init__(self, addresses: Iterable[Address]) -> None:
+    def put(self, wanted: Sequence[VniMarks]) -> None:
+        """Nothing to do."""
+
+    def drift(self, wanted: Sequence[VniMarks]) -> tuple[str, ...]:
+        """Nothing differs."""
+        return ()
+
+
+class FakeLinks:
+    """No tunnel devices: the simulation's packets need none. Every address is on eth0, and by one
+    NIC at most packets go to every peer."""
+
+    def __init__(self, addresses: Iterable[Address], kernel: FakeKernel) -> None:
         self._addresses = dict.fromkeys(addresses, "eth0")
+        self.kernel = kernel
 
     def addresses(self) -> Mapping[Address, str]:
         """This host's."""
@@ -68,6 +82,13 @@ class FakeLinks:
     def underlay_mtu(self, to: Address) -> int | None:
         """As Ethernet has it."""
         return 1500
+
+    def underlay(self, local: Address, remote: Address) -> Underlay | None:
+        """The newest NIC."""
+        if not self.kernel.nics:
+            return None
+        nic = self.kernel.nics[max(self.kernel.nics)]
+        return Underlay(nic.ifindex, nic.name, nic.esp)
 
 
 class FakeRdma:

@@ -12,6 +12,7 @@ from tunsec.model.clock import Instant
 from tunsec.model.flow import Keying
 from tunsec.model.names import HostName
 from tunsec.model.rdma import RdmaDevice
+from tunsec.plan.image import Image
 from tunsec.plan.rdma import REMEDY
 from tunsec.policy.intent import parse_policy
 from tunsec.wire.control import FlowStatus
@@ -54,7 +55,7 @@ def protected(world: World, host: SimHost, name: str) -> bool:
 def flows(world: World, host: SimHost, name: str) -> list[FlowStatus]:
     """Both relations of a flow, as status shows them."""
     assert host.engine is not None
-    told = report.flow_statuses(host.engine, sas={}, now=Instant(world.now))
+    told = report.flow_statuses(host.engine, have=Image(), now=Instant(world.now))
     found = [flow for flow in told if flow.flow == name]
     assert len(found) == 2
     return found

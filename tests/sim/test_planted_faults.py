@@ -34,7 +34,7 @@ from tunsec.model.secret import Secret
 from tunsec.model.sp import Sp, SpDirection
 from tunsec.model.step import AddSa, RemoveSa, RemoveSp, Step
 from tunsec.plan import diff
-from tunsec.plan.image import Wanted
+from tunsec.plan.image import Image, Wanted
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
@@ -96,9 +96,13 @@ def re_adds_from_saved_keys(patch: pytest.MonkeyPatch) -> None:
         return truly_add(self, jobs, direction)
 
     def want(
-        of: Iterable[FlowState], blocks: Iterable[Sp], ike: Iterable[reconcile.IkeHolding] = ()
+        of: Iterable[FlowState],
+        blocks: Iterable[Sp],
+        ike: Iterable[reconcile.IkeHolding] = (),
+        *,
+        have: Image,
     ) -> Wanted:
-        wanted = truly_want(of, blocks, ike)
+        wanted = truly_want(of, blocks, ike, have=have)
         return replace(
             wanted,
             sas={

@@ -12,6 +12,7 @@ from tests.sim.test_stories import Two
 from tunsec.machines import ike_peer
 from tunsec.machines.flow import PROTECTED
 from tunsec.model.clock import Instant
+from tunsec.model.ike_sa import EventUnread
 from tunsec.model.sa import SaId
 from tunsec.model.step import RemoveSa
 from tunsec.policy.intent import Intent
@@ -145,6 +146,36 @@ def test_a_policy_with_other_limits_loses_nothing() -> None:
     two.world.run(1.0)
     two.world.run(12.0)
     assert pinned(two).isdisjoint(before)
+    settle(two)
+    two.nothing_lost()
+
+
+def test_a_policy_with_other_limits_that_comes_with_a_restart_loses_nothing() -> None:
+    """As an upgrade does it: what an earlier life had made is no fault of charon's."""
+    two = Two(by_ike()).start()
+    two.world.run(10.0)
+    before = pinned(two)
+    for host in two.both:
+        two.world.crash(host)
+        two.world.apply(host, by_ike(after="1h", hard="3h"))
+        two.world.run(2.0)
+        two.world.start(host)
+        two.world.run(12.0)
+    assert pinned(two).isdisjoint(before)
+    settle(two)
+    two.nothing_lost()
+
+
+@pytest.mark.parametrize("seed", [7, 8])
+def test_a_policy_with_other_limits_that_meets_a_rekey_loses_nothing(seed: int) -> None:
+    """A CHILD_SA is made when one host has the new policy and the other not yet: it is as one of
+    the two policies asks, and charon has ignored nothing."""
+    two = Two(by_ike(after="1s", hard="9h"), seed=seed).start()
+    two.world.run(3.0 + seed * 0.137)
+    for host in two.both:
+        two.world.apply(host, by_ike(after="1h"))
+        two.world.run(seed % 5 * 0.1)
+    two.world.run(15.0)
     settle(two)
     two.nothing_lost()
 
@@ -411,6 +442,37 @@ def test_the_kernel_does_not_answer_when_a_child_sa_comes_up() -> None:
     two.world.run(10.0)
     two.protected_within(SOON)
     two.nothing_lost()
+
+
+def test_the_kernel_does_not_answer_when_charon_is_asked_for_its_list() -> None:
+    """Nor does it later tell against a CHILD_SA whose coming was missed with charon's events."""
+    two = Two(by_ike(after="2s", hard="10m")).start()
+    for _ in range(10):
+        assert two.left.link is not None
+        two.left.link.lose("the socket was closed")
+        two.left.kernel.silent = True
+        two.world.run(3.0)
+        two.left.kernel.silent = False
+        two.world.run(1.0)
+        assert two.left.engine is not None
+        [(_, flow)] = two.left.engine.ike.flows()
+        assert (flow.failures, flow.reason) == (0, "")
+    two.protected_within(SOON)
+    two.nothing_lost()
+
+
+def test_what_charon_said_and_nobody_understood_is_in_its_list() -> None:
+    two = Two(by_ike()).start()
+    engine = two.left.engine
+    assert engine is not None
+    [(connection, _)] = engine.ike.flows()
+    two.world.run(1.0)
+    engine.on_ike_event(EventUnread("no key"))
+    assert connection.state.listing_since is not None or connection.state.list_at is not None
+    began = two.world.now
+    two.world.run(1.0)
+    assert connection.state.list_at is not None
+    assert connection.state.list_at >= began + ike_peer.LIST_EVERY
 
 
 def test_an_admins_connection_is_left_alone() -> None:

@@ -15,7 +15,7 @@ from tests.sim.cast import EPOCH, identity, trust
 from tests.sim.charon_link import CharonLink
 from tests.sim.charons import Charons
 from tests.sim.directory import Directory
-from tests.sim.host import FakeGuard, FakeLinks, SimHost
+from tests.sim.host import FakeGuard, FakeLinks, NoMarks, SimHost
 from tests.sim.kernel import EspPacket, FakeKernel, Packet
 from tests.sim.laws import Laws
 from tests.sim.standing import Standing, standings
@@ -190,7 +190,8 @@ class World:
         ports = Ports(
             host.kernel,
             host.guard,
-            FakeLinks(host.scope.addresses),
+            NoMarks(),
+            FakeLinks(host.scope.addresses, host.kernel),
             host.rdma,
             directory,
             clock,

@@ -73,8 +73,8 @@ class Drift:
         Another program's SP that stands where one of ours should is said and left alone (law 4),
         and the rest is closed; of that flow the guard table alone drops clear packets.
         """
-        wanted = want([FlowState(child) for child in scope.children], scope.blocks)
-        have = Image(sps=self._kernel.sps())
+        have = self._image()
+        wanted = want([FlowState(child) for child in scope.children], scope.blocks, have=have)
         found = plan(wanted, have)
         self._note_strangers(found, scope, have)
         missing = [step for step in found.steps if isinstance(step, AddSp | UpdateSp)]
@@ -118,7 +118,7 @@ class Drift:
         ]
         holdings = [replace(held[one], child=new[one]) for one in held.keys() & new.keys()]
         have = self._image()
-        wanted = want(then, scope.all_blocks(have), holdings)
+        wanted = want(then, scope.all_blocks(have), holdings, have=have)
         gone = [holding for one, holding in held.items() if one not in new]
         return plan(settled(wanted, have), without_charons(have, wanted, [*holdings, *gone]))
 
@@ -131,7 +131,7 @@ class Drift:
         """
         try:
             have = self._image()
-            wanted = want(flows, scope.all_blocks(have), ike)
+            wanted = want(flows, scope.all_blocks(have), ike, have=have)
             carried = {holding.child.id for holding in ike}
             others = {child.id: child for child in scope.children if child.id not in carried}
             late = late_of_charon(others.values(), have)

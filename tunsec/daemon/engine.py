@@ -5,7 +5,7 @@ is; daemon/service.py feeds it from asyncio.
 
 import logging
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,8 +16,9 @@ from tunsec.daemon.health import Counters, Part, Troubles
 from tunsec.daemon.ike_desk import IkeDesk
 from tunsec.daemon.install import Installer
 from tunsec.daemon.journal import fields, log_transition
+from tunsec.daemon.offload import Offloads
 from tunsec.daemon.post import News, PostRoom
-from tunsec.daemon.reconcile import IkeHolding
+from tunsec.daemon.reconcile import IkeHolding, outgrown
 from tunsec.daemon.sa_index import SaIndex
 from tunsec.daemon.scope import Scope
 from tunsec.daemon.tally import Tally
@@ -48,6 +49,7 @@ from tunsec.machines.orders import (
     InstallInbound,
     InstallOutbound,
     MakeOffer,
+    PassOver,
     PublishOffer,
     PublishRecord,
     ReadUsage,
@@ -72,15 +74,26 @@ from tunsec.model.event import (
     SpChanged,
     SpdFlushed,
 )
-from tunsec.model.flow import Child, ChildId, Keying, Kind
+from tunsec.model.flow import Child, ChildId, Keying, Kind, OffloadWish
 from tunsec.model.ike_sa import IkeEvent
 from tunsec.model.names import HostName, OfferSeq, Reqid
 from tunsec.model.ownership import is_our_reqid
-from tunsec.model.sa import SaId
+from tunsec.model.sa import Sa, SaId
 from tunsec.plan.diff import Plan
 from tunsec.plan.ike_connection import IkeSetup
 from tunsec.plan.rdma import bypassed
-from tunsec.ports import Clock, Directory, Entropy, GuardTable, Ike, Kernel, Links, Rdma, Record
+from tunsec.ports import (
+    Clock,
+    Directory,
+    Entropy,
+    GuardTable,
+    Ike,
+    Kernel,
+    Links,
+    Rdma,
+    Record,
+    VniMarking,
+)
 
 DUMP_EVERY: Final = Seconds(300.0)
 """Drift is seen through events; this dump finds what they missed."""
@@ -102,6 +115,7 @@ class Ports:
 
     kernel: Kernel
     guard: GuardTable
+    marks: VniMarking
     links: Links
     rdma: Rdma
     directory: Directory
@@ -153,11 +167,20 @@ class Engine:
         self._tokens: dict[str, OfferSeq | tuple[HostName, int]] = {}
         self._moving: set[ChildId] = set()
         """Children that one keying still carries for the other."""
+        self._by_ike: dict[ChildId, int] = {}
+        """Packets that had come in for those by IKE when last looked."""
         self._alarms: Alarms[Target] = Alarms()
         self._queue: deque[_Queued] = deque()
         self._closed = False
+        self._outgrown: frozenset[SaId] = frozenset()
+        """SAs whose successors were asked for."""
+        self.offloads = Offloads(kernel=ports.kernel, links=ports.links, entropy=ports.entropy)
         self._installer = Installer(
-            kernel=ports.kernel, keys=post, entropy=ports.entropy, children=self._keyed_by_pair
+            kernel=ports.kernel,
+            keys=post,
+            entropy=ports.entropy,
+            children=self._keyed_by_pair,
+            offloads=self.offloads,
         )
         self.ike = IkeDesk(
             host=host,
@@ -175,6 +198,7 @@ class Engine:
         self._drift = Drift(kernel=ports.kernel, counters=self.counters, troubles=self.troubles)
         self._guarding = Guarding(
             table=ports.guard,
+            marks=ports.marks,
             links=ports.links,
             counters=self.counters,
             troubles=self.troubles,
@@ -311,14 +335,18 @@ class Engine:
         self._run()
 
     def on_guard_changed(self) -> None:
-        """Somebody, perhaps we, touched the guard table."""
+        """Somebody, perhaps we, touched the guard table or filters that mark."""
         self._alarms.put(GUARD, Deadline(self._after(COALESCE), "guard table changed"))
 
-    def on_links_changed(self) -> None:
-        """Devices or addresses changed: the guard lists tunnel devices."""
+    def on_links_changed(self, ifindexes: Collection[int] | None = None) -> None:
+        """These devices, or (None) any, or their addresses changed: the guard lists tunnel devices,
+        and NICs carry SAs. With a NIC the kernel drops what it carried, and tells nobody."""
         if not self._guarding.stands(self.scope):
             self._put_guard()
         self._check_bypasses()
+        self.offloads.forget(ifindexes)
+        if any(child.offload is not OffloadWish.NONE for child in self.scope.children):
+            self._look_soon("devices changed")
         self._run()
 
     def plan_for(self, scope: Scope) -> Plan:
@@ -406,14 +434,8 @@ class Engine:
         for child in scope.children:
             if child.keying is Keying.DIRECTORY or child.id in carried:
                 by_peer.setdefault(child.id.peer, []).append(child)
-        self.ike.set_children(
-            [
-                child
-                for child in scope.children
-                if child.keying is Keying.IKE or child.id in carried
-            ],
-            scope.intent,
-            known=scope.children,
+        self._give_ike(
+            child for child in scope.children if child.keying is Keying.IKE or child.id in carried
         )
         self.post.set_addresses(scope.addresses)
         for peer in dict.fromkeys((*by_peer, *self.pairs)):
@@ -440,6 +462,12 @@ class Engine:
             del self._children[child_id]
             self.active_since.pop(child_id, None)
             self.tallies.pop(child_id, None)
+
+    def _give_ike(self, children: Iterable[Child]) -> None:
+        """What charon shall carry, with a NIC or without."""
+        scope = self.scope
+        settled = [self.offloads.settled(child) for child in children]
+        self.ike.set_children(settled, scope.intent, known=scope.children)
 
     def _check_moves(self) -> bool:
         """Children on their way from one keying to the other: the old one ends when it is empty.
@@ -484,10 +512,18 @@ class Engine:
     def _hear_peers(self) -> None:
         """Inbound SAs of directory keying go when the peer's records say that it has left them.
         Where no record can come any more, what arrives by IKE tells it: a CHILD_SA alone does
-        not, for the peer's daemon may have died before it sent on it."""
+        not, for the peer's daemon may have died before it sent on it, nor does what it carried
+        before, for the peer may have sent by IKE until a moment ago."""
+        before, self._by_ike = self._by_ike, {}
         for child_id in self._in_order(self._moving):
-            if self._awaits_peer(child_id) and self._heard_by_ike(child_id):
+            if not self._awaits_peer(child_id):
+                continue
+            packets = self._packets_by_ike(child_id)
+            if packets is None:
+                continue  # it is looked at again
+            if packets > before.get(child_id, packets):
                 self._queue.append(_Queued(("pair", child_id.peer), InboundTaken(child_id)))
+            self._by_ike[child_id] = packets
 
     def _awaits_peer(self, child: ChildId) -> bool:
         """Whether only the peer still sends by directory keying, as far as we know."""
@@ -498,15 +534,15 @@ class Engine:
             and any(sa.state is not SaState.REKEYED for sa in flow.inbound)
         )
 
-    def _heard_by_ike(self, child: ChildId) -> bool:
-        """Whether something came in on a CHILD_SA on which the peer sends."""
+    def _packets_by_ike(self, child: ChildId) -> int | None:
+        """What has come in on the newest CHILD_SA on which the peer sends; None if unknown."""
         flow = self.ike.flow(child)
         theirs = [] if flow is None else [one for one in flow.held if not one.own]
         try:
             found = [self._ports.kernel.sa(SaId(child.local, one.spi_in)) for one in theirs]
         except (Refused, Unavailable):
-            return False  # it is looked at again
-        return any(sa is not None and sa.usage.usage_packets > 0 for sa in found)
+            return None
+        return max((sa.usage.usage_packets for sa in found if sa is not None), default=0)
 
     def _tell_who_pins(self, children: Collection[ChildId]) -> None:
         """A child may have come to the keying that has its SPs already: the other one drains."""
@@ -519,6 +555,8 @@ class Engine:
     def _ike_pinned(self, child: ChildId) -> None:
         """IKE has the outbound SPs of a child: what directory keying has of it drains."""
         known = self._children.get(child)
+        if known is not None and known.offload is not OffloadWish.NONE:
+            self._look_soon("charon's SAs may be a NIC's: the inbound SPs follow them")
         if known is not None and known.keying is Keying.IKE and self._carried_by_pair(child):
             self._queue.appendleft(_Queued(("pair", child.peer), OutboundTaken(child)))
 
@@ -596,7 +634,7 @@ class Engine:
         failed = bool(self.troubles.guard)
         if not self._guarding.check(self.scope):
             self._alarms.put(GUARD, Deadline(self._after(RETRY), "guard is tried again"))
-        elif failed:
+        if failed and not self.troubles.guard:
             self._begin_keying()
 
     # Kernel
@@ -655,6 +693,7 @@ class Engine:
             return
         self.ike.hold_against(looked.sas)
         self._take_over(looked.late)
+        self._replace_outgrown(looked.sas)
         for sa_id in looked.lost:
             owner = self._index.owner(sa_id)
             if owner is None:
@@ -662,6 +701,21 @@ class Engine:
             log.warning("SA is gone", extra=fields({"sa": sa_id, "child": owner.child}))
             fact = SaLost(owner.child, sa_id.spi, owner.inbound, "SA was removed by another")
             self._queue.append(_Queued(("pair", owner.child.peer), fact))
+
+    def _replace_outgrown(self, sas: Mapping[SaId, Sa]) -> None:
+        """SAs that a device, the policy or the way to a peer has left behind get successors: the
+        next offer gives them keys, receiver first."""
+        self.offloads.forget_ways()
+        given = [flow.child for _, flow in self.ike.flows()]
+        if any(self.offloads.settled(self._children[one.id]) != one for one in given):
+            self._give_ike(self._children[one.id] for one in given)
+        found = dict(outgrown(self._flows(), sas, self.offloads.nic))
+        new = found.keys() - self._outgrown
+        self._outgrown = frozenset(found)
+        if new:
+            reason = found[min(new, key=str)]
+            log.info("SAs are made anew", extra=fields({"sas": len(new), "reason": reason}))
+            self._queue.append(_Queued(OFFERS, RolloverWanted(reason)))
 
     def _take_over(self, late: Sequence[IkeAdopted]) -> None:
         """charon was still at work for children that IKE had let go of: the peer may send on what
@@ -746,6 +800,8 @@ class Engine:
                 self._answer(peer, [switched])
                 for keyed in switched.sas:
                     self._directory_pinned(keyed.child)
+            case PassOver():
+                self._installer.pass_over(action)
             case RemoveInbound(child, spi):
                 self._remove(child, SaId(child.local, spi), inbound=True)
             case RemoveOutbound(child, spi):

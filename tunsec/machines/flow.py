@@ -29,6 +29,9 @@ from tunsec.model.names import OfferSeq, Spi
 MAX_EPOCHS: Final = 3
 """SAs of a child in one direction at a time: previous, current, next."""
 
+READ_WITHIN: Final = Seconds(10.0)
+"""After so long a peer has acted on a record that it read: one that polls reads every second."""
+
 
 class Phase(StrEnum):
     """What an admin sees of a flow."""
@@ -58,9 +61,8 @@ class FlowState:
     failures: int = 0
     taken: bool = False
     """Another keying has the outbound SPs: nothing new is made, what is there drains."""
-    passed_over: frozenset[Spi] = frozenset()
-    """What the peer named meanwhile, and still names: used at once or never, for it removes what
-    it sees declined."""
+    passed_over: bool = False
+    """The peer named an inbound SA meanwhile: it must name another when we come back."""
 
     @property
     def empty(self) -> bool:
@@ -115,6 +117,8 @@ def may_replace(flow: FlowState, *, own: OfferSeq, peer: OfferSeq, peer_life: Of
     newest = flow.newest_inbound
     if newest is None or newest.expiring or newest.aead not in flow.child.aeads:
         return True
+    if newest.esn is not flow.child.esn:
+        return True
     if newest.peer_offer is None:
         return True
     if (newest.own_offer, newest.peer_offer) == (own, peer):
@@ -139,7 +143,7 @@ def too_many_outbound(flow: FlowState) -> tuple[OutboundSa, ...]:
 
 def add_inbound(flow: FlowState, keyed: Keyed) -> FlowState:
     """A new inbound SA stands in the kernel."""
-    sa = InboundSa(keyed.spi, keyed.aead, keyed.own_offer, keyed.peer_offer)
+    sa = InboundSa(keyed.spi, keyed.aead, keyed.own_offer, keyed.peer_offer, esn=keyed.esn)
     return replace(flow, inbound=(*flow.inbound, sa), reason="", retry_at=None)
 
 
@@ -179,18 +183,41 @@ def outbound_taken(flow: FlowState, now: Instant) -> FlowState:
     return replace(flow, outbound=outbound, taken=True, reason="", retry_at=None)
 
 
-def inbound_taken(flow: FlowState, now: Instant) -> FlowState:
-    """The peer sends by another keying: our inbound SAs go when they are idle."""
+def inbound_taken(flow: FlowState, named: frozenset[Spi], now: Instant) -> FlowState:
+    """The peer sends by another keying: our inbound SAs go when they are idle.
+
+    Not so one that it has not used yet and that a record in the directory names: the peer may read
+    that late, and have come back by then.
+    """
     check_at = Instant(now + inbound_drain(flow.child))
     inbound = tuple(
         replace(
             sa,
             state=INBOUND.next(sa.state, InboundFact.PEER_LEFT),
-            check_at=sa.check_at or check_at,
+            check_at=sa.check_at if sa.spi in named and _unused(sa) else sa.check_at or check_at,
         )
         for sa in flow.inbound
     )
     return replace(flow, inbound=inbound)
+
+
+def _unused(sa: InboundSa) -> bool:
+    return sa.state in (SaState.INSTALLED, SaState.CONFIRMED)
+
+
+def withdrawn(flow: FlowState, spi: Spi, now: Instant) -> FlowState:
+    """No record in the directory names an inbound SA any more. One that was kept for that goes when
+    a peer that read it just before has had time to use it, and did not."""
+    check_at = Instant(now + READ_WITHIN)
+    return replace(
+        flow,
+        inbound=tuple(
+            replace(sa, check_at=check_at)
+            if sa.spi == spi and sa.state is SaState.REKEYED and sa.check_at is None
+            else sa
+            for sa in flow.inbound
+        ),
+    )
 
 
 def listed(flow: FlowState, revision: int) -> FlowState:
@@ -240,7 +267,7 @@ def peer_sends(
             or newer_in_use
             or (sa.listed is not None and sa.listed <= heard)
         ):
-            declined = sa.state in (SaState.INSTALLED, SaState.CONFIRMED)
+            declined = _unused(sa)
             refused = refused or declined
             inbound[index] = replace(
                 sa,

@@ -104,7 +104,8 @@ class Stray:
 @dataclass(frozen=True, slots=True)
 class Listed(Event):
     """ListSas was carried out: all that charon has of this connection, and what only the kernel
-    has. `busy` when an IKE_SA or CHILD_SA is on its way; `error` when charon gave no list.
+    has. `busy` when an IKE_SA or CHILD_SA is on its way; `error` when charon or the kernel
+    gave no list.
 
     `words` are charon's own about this connection, for people.
     """
@@ -115,6 +116,11 @@ class Listed(Event):
     busy: bool = False
     words: str = ""
     error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EventMissed(Event):
+    """charon told something that could not be read, or not be held against the kernel."""
 
 
 @dataclass(frozen=True, slots=True)

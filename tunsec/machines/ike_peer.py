@@ -28,6 +28,7 @@ from tunsec.machines.ike_facts import (
     CharonRenewed,
     ChildDown,
     ChildUp,
+    EventMissed,
     IkeDown,
     IkeReplaced,
     IkeUp,
@@ -59,8 +60,10 @@ from tunsec.model.errors import Bug
 from tunsec.model.flow import ChildId, Keying
 from tunsec.model.names import HostName
 
-HELP_AFTER: Final = Seconds(2.0)
-"""The host with the higher name waits this long for the other's first IKE_SA."""
+HELP_AFTER: Final = Seconds(0.5)
+"""The host with the higher name waits this long for the other's first IKE_SA: a handshake takes a
+tenth of it. A host that boots must not wait longer: to the other one it was dead, which tries
+seldom by now."""
 DOUBT_AFTER: Final = Seconds(5.0)
 """The peer makes an IKE_SA beside one that is younger than this only because both began at once."""
 LIST_EVERY: Final = Seconds(300.0)
@@ -83,6 +86,7 @@ IkeEvent = (
     | LoadEnded
     | InitiateEnded
     | Listed
+    | EventMissed
     | IkeUp
     | IkeDown
     | IkeReplaced
@@ -257,6 +261,8 @@ def _take(
             return _initiate_ended(state, child, error, now, fraction)
         case Listed():
             return _listed(state, event, now, fraction, actions)
+        case EventMissed():
+            return replace(state, list_at=now)
         case IkeUp(ike):
             return _ike_up(state, KnownIke(ike.id, ike.own, now, now))
         case IkeDown(ike_id):
@@ -459,7 +465,7 @@ def _listed(
     state = replace(
         state,
         listed=True,
-        list_at=_after(now, LIST_EVERY),
+        list_at=state.list_at or _after(now, LIST_EVERY),
         ikes={ike.id: _seen_ike(state, ike, now) for ike in event.ikes}
         | {key: ike for key, ike in state.ikes.items() if ike.since >= began},
     )

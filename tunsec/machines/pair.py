@@ -15,6 +15,7 @@ record never speaks while something is under way that would change it.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from tunsec.machines import flow as flows
 from tunsec.machines.backoff import backoff
@@ -43,6 +44,7 @@ from tunsec.machines.orders import (
     BlockOutbound,
     InstallInbound,
     InstallOutbound,
+    PassOver,
     PublishRecord,
     ReadUsage,
     RemoveInbound,
@@ -97,6 +99,8 @@ class PairState:
     """The peer's newest record that was acted on."""
     record: PublishRecord = _NO_RECORD
     """The newest record that was ordered."""
+    named: frozenset[tuple[ChildId, Spi]] = frozenset()
+    """Inbound SAs that a record in the directory may name: the peer may read it any moment."""
     must_answer: bool = False
     """The peer named an SA that we cannot use: it must learn that we heard and do not."""
 
@@ -168,6 +172,8 @@ def _take(
             return _own_offered(state, current, holds)
         case PeerOffered(seq, boot):
             same_life = state.peer_boot == boot
+            if not same_life:
+                state = _names_only(state, frozenset(), now)
             return replace(
                 state,
                 peer_offer=seq,
@@ -175,6 +181,7 @@ def _take(
                 peer_life=state.peer_life if same_life else seq,
             )
         case PeerOfferEnded(reason):
+            state = _names_only(state, frozenset(), now)
             return replace(state, peer_offer=None, no_offer_reason=reason)
         case PeerRevoked():
             return _peer_revoked(state, event, actions)
@@ -188,7 +195,7 @@ def _take(
         case OutboundSwitched():
             return _outbound_switched(state, event, now)
         case RecordPublished(revision):
-            return _record_published(state, revision)
+            return _record_published(state, revision, now)
         case UsageRead():
             return _usage_read(state, event, actions)
         case SaSoftExpired():
@@ -198,7 +205,8 @@ def _take(
         case OutboundTaken(child):
             return _on_flow(state, child, lambda flow: flows.outbound_taken(flow, now))
         case InboundTaken(child):
-            return _on_flow(state, child, lambda flow: flows.inbound_taken(flow, now))
+            named = frozenset(spi for whose, spi in state.named if whose == child)
+            return _on_flow(state, child, lambda flow: flows.inbound_taken(flow, named, now))
 
 
 def _with(state: PairState, flow: FlowState) -> PairState:
@@ -275,8 +283,9 @@ def _children_changed(state: PairState, event: ChildrenChanged, actions: list[Ac
             before = FlowState(child)
         taken = before.taken and child.keying is not Keying.DIRECTORY
         # The peer is told that what it named was passed over, and names another.
-        must_answer = must_answer or (bool(before.passed_over) and not taken)
-        kept[child.id] = replace(before, child=child, taken=taken)
+        must_answer = must_answer or (before.passed_over and not taken)
+        passed_over = before.passed_over and taken
+        kept[child.id] = replace(before, child=child, taken=taken, passed_over=passed_over)
     for child_id, flow in state.flows.items():
         if child_id not in kept:
             _end(flow, actions)
@@ -324,7 +333,7 @@ def _is_cut(sa: InboundSa | OutboundSa, event: PeerRevoked) -> bool:
 def _adopted(state: PairState, event: Adopted) -> PairState:
     for sa in event.inbound:
         flow = state.flows[sa.child]
-        slot = InboundSa(sa.spi, sa.aead, None, None, state=SaState.ACTIVE, listed=0)
+        slot = InboundSa(sa.spi, sa.aead, None, None, state=SaState.ACTIVE, listed=0, esn=sa.esn)
         state = _with(state, replace(flow, inbound=(*flow.inbound, slot)))
     for sa in event.outbound:
         flow = state.flows[sa.child]
@@ -347,7 +356,6 @@ def _peer_confirmed(
     actions: list[Action],
 ) -> PairState:
     sends: dict[ChildId, set[Spi]] = {}
-    named = {keyed.child: keyed.spi for keyed in event.receives}
     for child, spi in event.sends:
         sends.setdefault(child, set()).add(spi)
     state = replace(
@@ -355,7 +363,7 @@ def _peer_confirmed(
         heard=event.sequence,
         flows={
             child: flows.peer_sends(
-                _passing_over(flow, named.get(child)),
+                flow,
                 sends=frozenset(sends.get(child, ())),
                 heard=event.heard,
                 now=now,
@@ -364,27 +372,22 @@ def _peer_confirmed(
             for child, flow in state.flows.items()
         },
     )
+    passed_over = tuple(keyed for keyed in event.receives if _is_taken(state, keyed.child))
+    if passed_over:
+        actions.append(PassOver(passed_over))
+    for keyed in passed_over:
+        state = _on_flow(state, keyed.child, lambda flow: replace(flow, passed_over=True))
     needed = [keyed for keyed in event.receives if not _needs_none(state, keyed)]
-    usable = tuple(
-        keyed
-        for keyed in needed
-        if keyed.own_offer in state.own_holds and not _passed_over(state, keyed)
-    )
+    usable = tuple(keyed for keyed in needed if keyed.own_offer in state.own_holds)
     if usable:
         # Children we do not have are among them: once refused, an SA is refused for good.
         actions.append(InstallOutbound(usable))
     return replace(state, must_answer=state.must_answer or len(usable) < len(needed))
 
 
-def _passing_over(flow: FlowState, named: Spi | None) -> FlowState:
-    """Remember what the peer names while another keying has the SPs, as long as it names it."""
-    now = frozenset() if named is None else frozenset({named})
-    return replace(flow, passed_over=now if flow.taken else flow.passed_over & now)
-
-
-def _passed_over(state: PairState, keyed: Keyed) -> bool:
-    flow = state.flows.get(keyed.child)
-    return flow is not None and keyed.spi in flow.passed_over
+def _is_taken(state: PairState, child: ChildId) -> bool:
+    flow = state.flows.get(child)
+    return flow is not None and flow.taken
 
 
 def _needs_none(state: PairState, keyed: Keyed) -> bool:
@@ -393,14 +396,26 @@ def _needs_none(state: PairState, keyed: Keyed) -> bool:
     return flow is not None and (flow.taken or any(sa.spi == keyed.spi for sa in flow.outbound))
 
 
-def _record_published(state: PairState, revision: int) -> PairState:
+def _record_published(state: PairState, revision: int, now: Instant) -> PairState:
     if revision != state.record.revision:
         return state  # a newer record is already on its way and says all that this one said
+    state = _names_only(state, _named(state.record), now)
     for keyed in state.record.receives:
         flow = state.flows.get(keyed.child)
         if flow is not None:
             state = _with(state, flows.published(flow, keyed.spi))
     return state
+
+
+def _names_only(state: PairState, names: frozenset[tuple[ChildId, Spi]], now: Instant) -> PairState:
+    """No other inbound SAs are named by what the peer can read and use from now on."""
+    for child, spi in sorted(state.named - names, key=str):
+        state = _on_flow(state, child, partial(flows.withdrawn, spi=spi, now=now))
+    return replace(state, named=names)
+
+
+def _named(record: PublishRecord) -> frozenset[tuple[ChildId, Spi]]:
+    return frozenset((keyed.child, keyed.spi) for keyed in record.receives)
 
 
 def _usage_read(state: PairState, event: UsageRead, actions: list[Action]) -> PairState:
@@ -498,7 +513,7 @@ def _publish(state: PairState, _: Instant, actions: list[Action]) -> PairState:
         state.own_offer,
         state.peer_offer,
         tuple(
-            Keyed(child, sa.spi, sa.aead, sa.own_offer, sa.peer_offer)
+            Keyed(child, sa.spi, sa.aead, sa.own_offer, sa.peer_offer, sa.esn)
             for child, flow in children
             if (sa := flow.newest_inbound) is not None
             and sa.own_offer is not None
@@ -513,6 +528,7 @@ def _publish(state: PairState, _: Instant, actions: list[Action]) -> PairState:
     return replace(
         state,
         record=record,
+        named=state.named | _named(record),
         must_answer=False,
         flows={child: flows.listed(flow, record.revision) for child, flow in state.flows.items()},
     )
