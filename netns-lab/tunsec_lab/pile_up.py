@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Final
 
+from tunsec.adapters.vici_socket import ViciSocket
 from tunsec_lab.cluster import Cluster
 from tunsec_lab.host import Host
 from tunsec_lab.process import Process
@@ -13,8 +14,8 @@ SLACK_SAS: Final = 4
 """Of a rekey that is under way."""
 
 
-def piled_up(cluster: Cluster) -> Counter[str]:
-    """SAs, SPs, files, open files and memory, of each host."""
+def left_over(cluster: Cluster) -> Counter[str]:
+    """SAs, SPs, IKE_SAs and files, of each host and of the directory."""
     found: Counter[str] = Counter()
     for host in cluster.lab.hosts.values():
         count = {
@@ -22,11 +23,20 @@ def piled_up(cluster: Cluster) -> Counter[str]:
             "SPs": len(lines(host, "policy")),
             "state files": len(list(host.state_dir.iterdir())),
         }
+        if host.name in cluster.charons:
+            count["IKE_SAs"] = ike_sas(cluster, host)
         found.update({f"{host.name}: {name}": number for name, number in count.items()})
+    found["directory files"] = sum(path.is_file() for path in cluster.directory.rglob("*"))
+    return found
+
+
+def piled_up(cluster: Cluster) -> Counter[str]:
+    """What is left over, and open files and memory, of each host."""
+    found = left_over(cluster)
+    for host in cluster.lab.hosts.values():
         for name, process in programs(cluster, host).items():
             found[f"{host.name}: open files of {name}"] = open_files(process.pid)
             found[f"{host.name}: KiB of {name}"] = resident(process.pid)
-    found["directory files"] = sum(path.is_file() for path in cluster.directory.rglob("*"))
     return found
 
 
@@ -48,6 +58,14 @@ def programs(cluster: Cluster, host: Host) -> dict[str, Process]:
 def lines(host: Host, what: str) -> list[str]:
     """One of each SA (`state`) or SP (`policy`)."""
     return host.run(["ip", "-o", "xfrm", what]).stdout.splitlines()
+
+
+def ike_sas(cluster: Cluster, host: Host) -> int:
+    """All that charon keeps."""
+    found: list[object] = []
+    with ViciSocket(cluster.charons[host.name].socket, seconds=5) as vici:
+        vici.stream("list-sas", "list-sa", seconds=5, see=found.append)
+    return len(found)
 
 
 def open_files(pid: int) -> int:
