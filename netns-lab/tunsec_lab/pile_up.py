@@ -5,35 +5,43 @@ from pathlib import Path
 from typing import Final
 
 from tunsec.adapters.vici_socket import ViciSocket
+from tunsec.model.ike_sa import IkeSa
+from tunsec.wire.vici.answers import decode_list_sa
 from tunsec_lab.cluster import Cluster
 from tunsec_lab.host import Host
 from tunsec_lab.process import Process
 
+WRITTEN_LATE: Final = "sequences.json"
 SLACK_KIB: Final = 2048
 SLACK_SAS: Final = 4
 """Of a rekey that is under way."""
 
 
 def left_over(cluster: Cluster) -> Counter[str]:
-    """SAs, SPs, IKE_SAs and files, of each host and of the directory."""
+    """SAs, SPs, files, and IKE_SAs that carry nothing, of each host and of the directory.
+
+    How many IKE_SAs carry a pair's flows is chance: two hosts that begin at once make one each.
+    """
     found: Counter[str] = Counter()
     for host in cluster.lab.hosts.values():
         count = {
             "SAs": len(lines(host, "state")),
             "SPs": len(lines(host, "policy")),
-            "state files": len(list(host.state_dir.iterdir())),
+            "state files": sum(path.name != WRITTEN_LATE for path in host.state_dir.iterdir()),
         }
         if host.name in cluster.charons:
-            count["IKE_SAs"] = ike_sas(cluster, host)
+            count["idle IKE_SAs"] = sum(not ike.children for ike in ike_sas(cluster, host))
         found.update({f"{host.name}: {name}": number for name, number in count.items()})
     found["directory files"] = sum(path.is_file() for path in cluster.directory.rglob("*"))
     return found
 
 
 def piled_up(cluster: Cluster) -> Counter[str]:
-    """What is left over, and open files and memory, of each host."""
+    """What is left over, and IKE_SAs, open files and memory, of each host."""
     found = left_over(cluster)
     for host in cluster.lab.hosts.values():
+        if host.name in cluster.charons:
+            found[f"{host.name}: IKE_SAs"] = len(ike_sas(cluster, host))
         for name, process in programs(cluster, host).items():
             found[f"{host.name}: open files of {name}"] = open_files(process.pid)
             found[f"{host.name}: KiB of {name}"] = resident(process.pid)
@@ -60,12 +68,14 @@ def lines(host: Host, what: str) -> list[str]:
     return host.run(["ip", "-o", "xfrm", what]).stdout.splitlines()
 
 
-def ike_sas(cluster: Cluster, host: Host) -> int:
+def ike_sas(cluster: Cluster, host: Host) -> list[IkeSa]:
     """All that charon keeps."""
-    found: list[object] = []
+    found: list[IkeSa] = []
     with ViciSocket(cluster.charons[host.name].socket, seconds=5) as vici:
-        vici.stream("list-sas", "list-sa", seconds=5, see=found.append)
-    return len(found)
+        vici.stream(
+            "list-sas", "list-sa", seconds=5, see=lambda told: found.append(decode_list_sa(told))
+        )
+    return found
 
 
 def open_files(pid: int) -> int:

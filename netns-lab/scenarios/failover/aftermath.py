@@ -51,6 +51,11 @@ def orphans(before: Counter[str], now: Counter[str]) -> list[str]:
     ]
 
 
+def idle(now: Counter[str]) -> str:
+    """Which IKE_SAs carry nothing: a fresh cluster may have some, for a moment."""
+    return ", ".join(f"{name}: {count}" for name, count in now.items() if count and "idle" in name)
+
+
 def leftovers(stage: Stage) -> Counter[str]:
     """SAs, SPs, IKE_SAs and files of all hosts."""
     return left_over(stage.cluster)
@@ -74,8 +79,8 @@ class Credentials:
         return cls(at, offers(stage), frozenset().union(*map(spis_of, statuses)))
 
     def superseded(self, stage: Stage, now: float) -> bool:
-        """Whether since then both ends of each flow have proven anew who they are, use other SPIs,
-        and nothing of the old ones is in any kernel."""
+        """Whether since then who was away has proven anew who he is (by an offer; by IKE both ends
+        do), all flows use other SPIs, and nothing of the old ones is in any kernel."""
         try:
             statuses = {host.name: stage.cluster.status(host) for host in stage.hosts}
         except Failed:
@@ -84,7 +89,7 @@ class Credentials:
             return False
         if stage.keying is Keying.DIRECTORY:
             fresh = offers(stage)
-            if any(fresh.get(name, sequence) == sequence for name, sequence in self.offers.items()):
+            if all(fresh.get(name, sequence) == sequence for name, sequence in self.offers.items()):
                 return False
         return not any(self.spis & kernel_spis(host) for host in stage.hosts)
 

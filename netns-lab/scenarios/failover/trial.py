@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
-from scenarios.failover.aftermath import Credentials, leftovers, orphans, restless
+from scenarios.failover.aftermath import Credentials, idle, leftovers, orphans, restless
 from scenarios.failover.scenario import BACK_WITHIN, Cost, Scenario
 from scenarios.failover.stage import Stage
 from scenarios.failover.traffic import Traffic
@@ -128,7 +128,7 @@ def waits(stage: Stage) -> list[str]:
 def wait_for_rest(stage: Stage) -> None:
     """Returns when a fresh cluster is at rest."""
     until = time.monotonic() + AT_REST_WITHIN
-    while found := restless(stage):
+    while found := restless(stage) or idle(leftovers(stage)):
         if time.monotonic() > until:
             raise LabError(f"a fresh cluster is not at rest: {found}")
         time.sleep(LOOK_EVERY)
