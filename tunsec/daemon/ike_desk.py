@@ -59,6 +59,7 @@ from tunsec.model.ike_sa import (
     ChildEstablished,
     ChildRekeyed,
     ChildSa,
+    ChildSaKeyed,
     ChildState,
     EventUnread,
     IkeEnded,
@@ -98,6 +99,8 @@ class Connection:
     """By the name of a child configuration."""
     asked: Mapping[str, IkeChild] = field(default_factory=dict)
     """What charon was last given."""
+    asked_since: Instant | None = None
+    """When it was first given something in this life of the daemon."""
     made: dict[tuple[int, Spi], IkeChild] = field(default_factory=dict)
     """What CHILD_SAs were asked to be, by id and inbound SPI, where they are so."""
     ikes: dict[int, tuple[IkeSa, Instant]] = field(default_factory=dict)
@@ -480,6 +483,8 @@ class IkeDesk:
             self._answer(connection, LoadEnded(variant, str(error)))
             return
         connection.asked = {child.name: child for child in wanted.children}
+        if connection.asked_since is None:
+            connection.asked_since = self._clock.now()
         self._ike.load(wanted, done=done)
 
     def _initiate(self, connection: Connection, child: ChildId, slot: int) -> None:
@@ -662,6 +667,8 @@ class IkeDesk:
             ignored = "; ".join(map(str, found))
             if not ignored:
                 connection.made[name] = asked
+            elif all(one.renewable for one in found) and self._is_inherited(connection, keyed):
+                asked, ignored = None, ""
         return SeenChild(
             ike.id,
             child.id,
@@ -675,6 +682,12 @@ class IkeDesk:
             float(keyed.installed_for),
             outdated=asked != now_asked,
         )
+
+    def _is_inherited(self, connection: Connection, keyed: ChildSaKeyed) -> bool:
+        """Whether a CHILD_SA was made for an earlier life of the daemon, which may have had another
+        policy."""
+        since = connection.asked_since
+        return since is None or keyed.installed_for > self._clock.now() - since
 
     def _read(self, connection: Connection, child: ChildSa) -> dict[SaId, Sa]:
         """The two SAs of a CHILD_SA, as the kernel holds them."""
