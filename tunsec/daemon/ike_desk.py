@@ -341,7 +341,7 @@ class IkeDesk:
         if connection is None:
             return
         self._end_children(connection, ike, [child])
-        seen = self._seen_child(connection, ike, child, self._read(connection, child))
+        seen = self._seen_child(connection, ike, child, self._read(connection, child), listed=False)
         if seen is not None:
             if seen.ignored:
                 log.error(
@@ -602,7 +602,7 @@ class IkeDesk:
             self._end_children(connection, ike, ike.children)
         self._forget_made(connection, ikes)
         found = [
-            self._seen_child(connection, ike, child, self._read(connection, child))
+            self._seen_child(connection, ike, child, self._read(connection, child), listed=True)
             for ike in standing
             for child in ike.children
             if child.state not in _ENDING
@@ -649,8 +649,13 @@ class IkeDesk:
         ike: IkeSa,
         child: ChildSa,
         kernel: Mapping[SaId, Sa],
+        *,
+        listed: bool,
     ) -> SeenChild | None:
-        """A CHILD_SA as the machine sees it; None for one that is not of our configuration."""
+        """A CHILD_SA as the machine sees it; None for one that is not of our configuration.
+
+        One that is `listed` may be older than this life of the daemon.
+        """
         slot = connection.slots.get(child.name)
         keyed = child.keyed
         if slot is None or keyed is None or slot.child not in self._children:
@@ -667,7 +672,11 @@ class IkeDesk:
             ignored = "; ".join(map(str, found))
             if not ignored:
                 connection.made[name] = asked
-            elif all(one.renewable for one in found) and self._is_inherited(connection, keyed):
+            elif (
+                listed
+                and all(one.renewable for one in found)
+                and self._is_inherited(connection, keyed)
+            ):
                 asked, ignored = None, ""
         return SeenChild(
             ike.id,
@@ -687,7 +696,9 @@ class IkeDesk:
         """Whether a CHILD_SA was made for an earlier life of the daemon, which may have had another
         policy."""
         since = connection.asked_since
-        return since is None or keyed.installed_for > self._clock.now() - since
+        # charon tells whole seconds. What comes up from now on is told by an event, and judged
+        # by what was asked.
+        return since is None or keyed.installed_for + 1 > self._clock.now() - since
 
     def _read(self, connection: Connection, child: ChildSa) -> dict[SaId, Sa]:
         """The two SAs of a CHILD_SA, as the kernel holds them."""
