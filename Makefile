@@ -7,7 +7,7 @@ export PYTHON
 venv = $$(.ci/venv)
 stage = venv=$(venv) && VENV_PYTHON=$$venv/bin/python $(PYTHON) tests/stages.py
 
-.PHONY: help demo test setup lint types unit sim lab lab-long lab-virtual bench bench-peers clean
+.PHONY: help demo failover test setup lint types unit sim lab lab-long lab-virtual bench bench-peers clean
 .NOTPARALLEL:
 
 help: ## show this
@@ -17,6 +17,10 @@ help: ## show this
 demo: ## two hosts whose VXLAN is ESP, live, in the lab
 	@if test -t 1 && test -z "$$NO_COLOR"; then set -- --env FORCE_COLOR=1; fi; \
 		netns-lab/lab exec --timeout 120s "$$@" -- python3 -m scenarios.demo
+
+failover: ## everything that can break, both keyings; docs/failover.md's table (ARGS="--only NAME ...")
+	@netns-lab/lab exec --cpus 2 --timeout 90m --mount docs:/docs -- \
+		python3 -m scenarios.failover --page /docs/failover.md $(ARGS)
 
 test: ## lint, types, unit, sim, lab and lab-virtual, each whatever became of the others
 	@$(stage)

@@ -15,8 +15,8 @@ from tunsec_lab.faults import Impairment
 
 CHECKOUT: Final = Path(__file__).resolve().parents[3]
 NEXT_VERSION: Final = f"{__version__}.next"
-EVERY_SECOND: Final = "rekey: {after: 1s, hard: 10m, jitter: 0%}"
-EVERY_FEW_SECONDS: Final = "rekey: {after: 4s, hard: 10m}"
+EVERY_SECOND: Final = "rekey: {after: 1s, hard: 9h, jitter: 0%}"
+EVERY_FEW_SECONDS: Final = "rekey: {after: 4s, hard: 9h}"
 SELDOM: Final = "rekey: {after: 2h}"
 HOUR: Final = 3600.0
 FLAPS: Final = 20
