@@ -1,14 +1,16 @@
-"""The tables of docs/failover.md: marked parts of the page, which each full run replaces."""
+"""The tables of docs/failover.md: marked parts of the page, in which a run replaces its rows."""
 
 from collections.abc import Sequence
 from typing import Final
 
+from scenarios.failover.catalogue import SCENARIOS
 from scenarios.failover.scenario import Scenario
 from scenarios.failover.trial import Outcome
+from tunsec.model.flow import Keying
 
 HEADS: Final = (
     *("scenario", "keying", "may cost", "sent", "lost", "longest gap, ms", "back after, ms"),
-    *("clear", "re-authenticated after, s", "orphans", ""),
+    *("clear", "re-authenticated after, s", "orphans", "figures"),
 )
 BEGIN: Final = "<!-- made by make failover: {name} -->\n"
 END: Final = "<!-- end of {name} -->\n"
@@ -27,7 +29,7 @@ def row(outcome: Outcome) -> tuple[str, ...]:
         str(outcome.clear),
         "-" if outcome.reauth_s is None else f"{outcome.reauth_s:.1f}",
         str(outcome.orphans),
-        "**not reached**" if outcome.faults else "ok",
+        "not reached" if outcome.faults else "ok",
     )
 
 
@@ -37,17 +39,41 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def results(outcomes: Sequence[Outcome], *, where: str) -> str:
-    """The table of a run, and what was not reached."""
-    text = table(HEADS, [row(outcome) for outcome in outcomes])
-    missed = [f"- {outcome.name}: {fault}\n" for outcome in outcomes for fault in outcome.faults]
-    text += f"\n{where}\n"
-    return text + ("\nNot reached:\n\n" + "".join(missed) if missed else "")
+def results(outcomes: Sequence[Outcome], *, where: str, before: str = "") -> str:
+    """The table of a run, and what was not reached. What was not run stays as it was `before`."""
+    ran = {(outcome.scenario.name, str(outcome.keying)) for outcome in outcomes}
+    rows = {
+        (cells[0], cells[1]): cells
+        for cells in (
+            line.strip("| ").split(" | ") for line in before.splitlines() if line[:1] == "|"
+        )
+        if len(cells) == len(HEADS)
+    }
+    rows |= {(cells[0], cells[1]): list(cells) for cells in map(row, outcomes)}
+    known = [(each.name, str(keying)) for each in SCENARIOS for keying in Keying]
+    missed = {
+        (name, keying): [
+            line for line in before.splitlines() if line.startswith(f"- {name} by {keying}: ")
+        ]
+        for name, keying in known
+        if (name, keying) not in ran
+    }
+    for outcome in outcomes:
+        said = [f"- {outcome.name}: {fault}" for fault in outcome.faults]
+        missed[outcome.scenario.name, str(outcome.keying)] = said
+    text = table(HEADS, [rows[key] for key in known if key in rows]) + f"\n{where}\n"
+    told = [line for key in known for line in missed.get(key, [])]
+    return text + ("\nNot reached:\n\n" + "\n".join(told) + "\n" if told else "")
 
 
 def stories(scenarios: Sequence[Scenario]) -> str:
     """What each scenario does."""
     return table(("scenario", "what happens"), [(each.name, each.story) for each in scenarios])
+
+
+def part(page: str, name: str) -> str:
+    """What stands between the marks of that name."""
+    return page.partition(BEGIN.format(name=name))[2].partition(END.format(name=name))[0]
 
 
 def replaced(page: str, name: str, text: str) -> str:

@@ -1,6 +1,7 @@
 """The figures of `make failover`: gaps, and the page that shows them."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ def heard(arrivals: dict[int, int]) -> Tally:
     return tally
 
 
-def report(**figures: float) -> ProbeReport:
+def report(**figures: Any) -> ProbeReport:
     """Of a probe to which nothing happened but this."""
     plain = ProbeReport(1000, 1000, 0, 0, 0.0, 0.0)
     return plain._replace(**{"began_at": 1.0, "ended_at": 2.0, "last_at": 2.0} | figures)
@@ -62,9 +63,9 @@ def test_from_one_life_of_a_host_to_the_next_is_a_gap() -> None:
         (Cost.GAP, {"lost": 9, "back_ms": 1001.0}, "1001 ms after"),
     ],
 )
-def test_what_a_scenario_may_cost(cost: Cost, figures: dict[str, float], missed: str) -> None:
+def test_what_a_scenario_may_cost(cost: Cost, figures: dict[str, Any], missed: str) -> None:
     [scenario] = [one for one in SCENARIOS if one.name == _example(cost)]
-    outcome = Outcome(scenario, Keying.DIRECTORY, **figures)  # type: ignore[arg-type]
+    outcome = Outcome(scenario, Keying.DIRECTORY, **figures)
     judge(outcome, [], "")
     assert len(outcome.faults) == bool(missed)
     assert missed in "".join(outcome.faults)
@@ -85,6 +86,21 @@ def test_the_page_has_every_scenario_as_it_is() -> None:
     text = PAGE.read_text()
     assert page.replaced(text, "scenarios", page.stories(SCENARIOS)) == text
     assert page.replaced(text, "results", "new").count("new") == text.count("new") + 1
+
+
+def test_a_run_of_some_replaces_their_rows() -> None:
+    partition, last = (one for one in SCENARIOS if one.name in ("partition", SCENARIOS[-1].name))
+    both = [Outcome(partition, Keying.IKE, lost=7, faults=["late"]), Outcome(last, Keying.IKE)]
+    before = page.results(both, where="There.")
+    assert "- partition by ike: late" in before
+    after = page.results([Outcome(partition, Keying.IKE, lost=8)], where="Here.", before=before)
+    assert (before.count("\n| "), after.count("\n| ")) == (3, 3)
+    assert "| 8 |" in after
+    assert "There" not in after
+    assert "late" not in after
+    again = page.results([Outcome(last, Keying.DIRECTORY)], where="Here.", before=before)
+    assert again.count("\n| ") == 4
+    assert "- partition by ike: late" in again
 
 
 def test_a_page_without_the_marks_is_refused() -> None:
