@@ -19,10 +19,10 @@ CHOSEN = (
     ("host-rebooted", Keying.IKE),
     ("partition", Keying.DIRECTORY),
     ("link-flaps", Keying.IKE),
-    ("loss-and-reordering", Keying.IKE),
+    ("flushed", Keying.IKE),
+    ("loss-and-reordering", Keying.DIRECTORY),
     ("clock-ahead", Keying.DIRECTORY),
-    ("clock-behind", Keying.IKE),
-    ("policy-reloaded", Keying.DIRECTORY),
+    ("policy-reloaded", Keying.IKE),
     ("events-overrun", Keying.DIRECTORY),
 )
 
