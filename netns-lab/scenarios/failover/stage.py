@@ -1,7 +1,6 @@
 """The cluster that a scenario breaks: hosts, daemons, packets, and what can be done to them."""
 
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Final
@@ -9,7 +8,6 @@ from typing import Final
 from scenarios.failover.traffic import Traffic
 from tunsec.model.flow import Keying
 from tunsec_lab.cluster import Cluster
-from tunsec_lab.errors import LabError
 from tunsec_lab.host import Host, Lab
 from tunsec_lab.probe import Probe
 
@@ -159,11 +157,3 @@ class Stage:
         }
         for host in self.hosts:
             self.cluster.wait_until(host, rekeys=wanted[host.name], timeout=timeout)
-
-    def until(self, good: Callable[[], bool], what: str, *, timeout: float = 30.0) -> None:
-        """Looks until something is so."""
-        until = time.monotonic() + timeout
-        while not good():
-            if time.monotonic() > until:
-                raise LabError(f"{what}: not within {timeout:g} s")
-            time.sleep(0.05)
