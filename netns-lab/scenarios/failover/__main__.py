@@ -79,8 +79,8 @@ def main() -> int:
                 outcome = run(scenario, keying, KINDS[options.kind], pace=options.pace)
                 tell(outcome, time.monotonic() - began)
                 outcomes.append(outcome)
-    if options.page and options.pace == 1.0:
-        write(options.page, outcomes)
+                if options.page and options.pace == 1.0:
+                    write(options.page, outcomes)
     missed = sum(bool(outcome.faults) for outcome in outcomes)
     print(f"{len(outcomes) - missed} of {len(outcomes)} reach their figures")
     return 1 if missed else 0
