@@ -16,10 +16,9 @@ PACE = 0.2
 VXLAN = KINDS["vxlan"]
 CHOSEN = (
     ("tunsecd-upgraded", Keying.IKE),
-    ("host-rebooted", Keying.IKE),
+    ("host-rebooted", Keying.DIRECTORY),
     ("partition", Keying.DIRECTORY),
     ("link-flaps", Keying.IKE),
-    ("flushed", Keying.IKE),
     ("loss-and-reordering", Keying.DIRECTORY),
     ("clock-ahead", Keying.DIRECTORY),
     ("policy-reloaded", Keying.IKE),
