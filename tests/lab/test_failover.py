@@ -15,13 +15,13 @@ PACE = 0.2
 """A partition of 30 s lasts 6 s."""
 VXLAN = KINDS["vxlan"]
 CHOSEN = (
-    ("tunsecd-upgraded", Keying.IKE),
+    ("tunsecd-upgraded", Keying.DIRECTORY),
     ("host-rebooted", Keying.DIRECTORY),
     ("partition", Keying.DIRECTORY),
     ("link-flaps", Keying.IKE),
     ("loss-and-reordering", Keying.DIRECTORY),
     ("clock-ahead", Keying.DIRECTORY),
-    ("policy-reloaded", Keying.IKE),
+    ("policy-reloaded", Keying.DIRECTORY),
     ("events-overrun", Keying.DIRECTORY),
 )
 
