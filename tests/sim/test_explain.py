@@ -1,6 +1,7 @@
 """What `tunsec explain` says of a packet, in every trouble, is what the kernel does with it."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -180,3 +181,20 @@ def test_a_flow_that_is_dropped_and_released() -> None:
     [child] = [child for child in two.right.scope.children if child.id.flow == "overlay0"]
     found = ask(two.world, two.left, asked_of(two.right, child, SpDirection.IN))
     assert found.why.startswith("an admin released flow overlay0")
+
+
+def test_what_a_flow_left_behind_when_its_port_changed() -> None:
+    two = Two(quiet()).start()
+    [child] = two.left.scope.children
+    body = asked_of(two.left, child, SpDirection.OUT)
+    [flow] = two.world.intent.flows
+    moved = replace(two.world.intent, flows=(replace(flow, port=5000),))
+    for host in two.both:
+        two.world.apply(host, moved)
+    two.world.run(5.0)
+    found = ask(two.world, two.left, body)
+    assert found.verdict == Verdict.BLOCKED
+    assert "`tunsec release overlay0.former` opens it" in found.why
+    former = ask(two.world, two.left, ExplainBody(flow="overlay0.former"))
+    assert (former.verdict, former.relations[0].sas) == (Verdict.BLOCKED, ())
+    assert look(two.world) == {Verdict.PROTECTED}
