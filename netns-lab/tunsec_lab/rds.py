@@ -84,7 +84,7 @@ class RdsTalk:
         """Messages that have come back so far."""
         return self.talker.output().count("back ")
 
-    def wait_for_more(self, count: int = 20, *, timeout: float = 30.0) -> None:
+    def wait_for_more(self, count: int = 6, *, timeout: float = 30.0) -> None:
         """Until so many more messages are back."""
         self.talker.wait_for_line(rf"^back {self.progress() + count}$", timeout=timeout)
 

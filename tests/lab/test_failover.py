@@ -15,16 +15,15 @@ PACE = 0.2
 """A partition of 30 s lasts 6 s."""
 VXLAN = KINDS["vxlan"]
 CHOSEN = (
-    ("tunsecd-upgraded", Keying.IKE),
+    ("tunsecd-upgraded", Keying.DIRECTORY),
     ("charon-killed", Keying.IKE),
-    ("host-rebooted", Keying.IKE),
+    ("host-rebooted", Keying.DIRECTORY),
     ("partition", Keying.DIRECTORY),
     ("link-flaps", Keying.IKE),
-    ("flushed", Keying.IKE),
     ("loss-and-reordering", Keying.DIRECTORY),
     ("directory-gone", Keying.DIRECTORY),
     ("clock-ahead", Keying.DIRECTORY),
-    ("policy-reloaded", Keying.IKE),
+    ("policy-reloaded", Keying.DIRECTORY),
     ("events-overrun", Keying.DIRECTORY),
 )
 

@@ -1,6 +1,7 @@
 """A hop on the way takes smaller packets than the hosts' own links: what becomes of full-size
 packets, with and without the router's word, and what status says."""
 
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -50,14 +51,19 @@ def arrives(a: Host, device: str, *, mtu: int, count: int = 3) -> bool:
     return found.received == count
 
 
+def speak_in_clear(a: Host, b: Host) -> None:
+    """Over every device, which is down again then."""
+    for host in (a, b):
+        host.raise_overlays()
+    assert all(a.reaches(to, wait=5.0) for _, to in DEVICES.values())
+    for host in (a, b):
+        host.lower_overlays()
+
+
 def test_a_smaller_hop_with_and_without_the_routers_word(lab: Lab) -> None:
     a, b, r = lab.hosts.values()
     with LeakWatch(lab, protected=[protect("vxlan"), protect("geneve")]) as watch:
-        for host in (a, b):
-            host.raise_overlays()
-        watch.prove_sees(lambda: [a.reaches(to, wait=5.0) for _, to in DEVICES.values()])
-        for host in (a, b):
-            host.lower_overlays()
+        watch.prove_sees(lambda: speak_in_clear(a, b))
         cluster = Cluster(lab, flows=FLOWS)
         for host in (a, b):
             cluster.start(host)
@@ -101,6 +107,17 @@ def assert_the_routers_word_is_heard(cluster: Cluster, r: Host) -> None:
         assert cluster.status(host).warnings == ()
     for device, (version, _) in DEVICES.items():
         assert arrives(a, device, mtu=FITS[version])
+        assert sends_by_tcp(a, b, DEVICES[device][1])
+
+
+def sends_by_tcp(a: Host, b: Host, to: str) -> bool:
+    """Whether iperf3 from a to b gets through."""
+    serving = b.spawn(["iperf3", "-s", "-1", "--forceflush", "-B", to])
+    serving.wait_for_line("Server listening")
+    done = a.run(["iperf3", "-c", to, "-n", "1M", "--json"], check=False)
+    serving.wait()
+    end = json.loads(done.stdout)["end"]
+    return bool(end["sum_sent"]["bytes"] >= 1 << 20 and end["sum_received"]["bytes"] > 0)
 
 
 def assert_told(cluster: Cluster, host: Host) -> None:

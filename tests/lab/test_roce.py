@@ -117,7 +117,7 @@ def test_rdma_and_all_other_udp_of_the_pair_go_in_esp_or_not_at_all(
     assert watch.report().esp >= esp + 20
 
     # A queue pair that is in use keeps its route, and with it what protects it.
-    with RdmaTransfer(a, b, verb=Verb.WRITE, seconds=6) as running:
+    with RdmaTransfer(a, b, verb=Verb.WRITE, seconds=5) as running:
         for host in (a, b):
             rekeys = max(flow.rekeys for flow in cluster.status(host).flows)
             cluster.wait_until(host, rekeys=rekeys + 3)

@@ -27,11 +27,6 @@ MARKS = {Family.IPV4: "", Family.IPV6: "marks: {bits: 16-19}\n"}
 NETWORKS = ("red", "blue", "grey")
 
 
-@pytest.fixture(params=Family, ids=str)
-def family(request: pytest.FixtureRequest) -> Family:
-    return Family(request.param)
-
-
 @pytest.fixture
 def lab(family: Family) -> Iterator[Lab]:
     """Two hosts with three networks, two of which are tenants'; devices are down."""
@@ -126,7 +121,15 @@ def crossed(cluster: Cluster, host: Host) -> int:
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("keying", ["directory", "ike"])
+@pytest.mark.parametrize(
+    ("family", "keying"),
+    [
+        (Family.IPV4, "directory"),
+        (Family.IPV6, "ike"),
+        pytest.param(Family.IPV4, "ike", marks=pytest.mark.long),
+        pytest.param(Family.IPV6, "directory", marks=pytest.mark.long),
+    ],
+)
 def test_each_tenant_has_keys_of_its_own(lab: Lab, family: Family, keying: str) -> None:
     a, b = lab.hosts.values()
     with watched(lab) as watch:

@@ -5,6 +5,7 @@ from typing import Final
 import pytest
 
 from tests.sim.host import SimHost
+from tests.sim.test_explain import ask, asked_of
 from tests.sim.world import World
 from tunsec.daemon import report
 from tunsec.daemon.engine import DUMP_EVERY
@@ -12,10 +13,12 @@ from tunsec.model.clock import Instant
 from tunsec.model.flow import Keying
 from tunsec.model.names import HostName
 from tunsec.model.rdma import RdmaDevice
+from tunsec.model.sp import SpDirection
 from tunsec.plan.image import Image
 from tunsec.plan.rdma import REMEDY
 from tunsec.policy.intent import parse_policy
 from tunsec.wire.control import FlowStatus
+from tunsec.wire.control_explain import Verdict
 
 MLX: Final = RdmaDevice("mlx5_0", hardware=True, roce=True, netdevs=frozenset({"eth0"}))
 RXE: Final = RdmaDevice("rxe0", hardware=False, roce=True, netdevs=frozenset({"eth0"}))
@@ -81,6 +84,11 @@ def test_hardware_keeps_its_flow_blocked_and_says_why(keying: Keying) -> None:
         assert (flow.state, flow.reason, flow.protected) == ("BLOCKED", REASON, False)
         assert flow.keying is keying
     assert protected(world, host, "overlay")
+    for child in host.scope.children:
+        if child.id.flow == "storage":
+            told = ask(world, host, asked_of(child, SpDirection.OUT))
+            assert told.verdict is Verdict.BLOCKED
+            assert REASON in str(told)
     peer = world.hosts[HostName("h1")]
     assert not any(flow.protected for flow in flows(world, peer, "storage"))
 

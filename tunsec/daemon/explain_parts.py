@@ -48,7 +48,7 @@ class View:
     def children(self) -> tuple[Child, ...]:
         """Relations that this host protects."""
         known = self._status_of
-        return tuple(child for child in self.engine.scope.children if _key(child.id) in known)
+        return tuple(child for child in self.engine.scope.declared if _key(child.id) in known)
 
     @cached_property
     def by_reqid(self) -> dict[Reqid, Child]:

@@ -60,7 +60,6 @@ from tunsec.model.ike_sa import (
     ChildEstablished,
     ChildRekeyed,
     ChildSa,
-    ChildSaKeyed,
     ChildState,
     EventUnread,
     IkeEnded,
@@ -349,7 +348,7 @@ class IkeDesk:
         except (Refused, Unavailable):
             self._tell(connection.id, EventMissed())  # judged when the kernel can be asked
             return
-        seen = self._seen_child(connection, ike, child, sas, listed=False)
+        seen = self._seen_child(connection, ike, child, sas)
         if seen is not None:
             if seen.ignored:
                 log.error(
@@ -616,7 +615,7 @@ class IkeDesk:
             self._end_children(connection, ike, ike.children)
         self._forget_made(connection, ikes)
         found = [
-            self._seen_child(connection, ike, child, self._read(connection, child), listed=True)
+            self._seen_child(connection, ike, child, self._read(connection, child))
             for ike in standing
             for child in ike.children
             if child.state not in _ENDING
@@ -663,13 +662,8 @@ class IkeDesk:
         ike: IkeSa,
         child: ChildSa,
         kernel: Mapping[SaId, Sa],
-        *,
-        listed: bool,
     ) -> SeenChild | None:
-        """A CHILD_SA as the machine sees it; None for one that is not of our configuration.
-
-        One that is `listed` may be older than this life of the daemon.
-        """
+        """A CHILD_SA as the machine sees it; None for one that is not of our configuration."""
         slot = connection.slots.get(child.name)
         keyed = child.keyed
         if slot is None or keyed is None or slot.child not in self._children:
@@ -685,11 +679,7 @@ class IkeDesk:
             ignored = "; ".join(map(str, found))
             if not ignored:
                 connection.made[name] = asked
-            elif (
-                listed
-                and all(one.renewable for one in found)
-                and self._is_inherited(connection, keyed)
-            ):
+            elif all(one.renewable for one in found) and self._is_inherited(connection, ike):
                 asked, ignored = None, ""
         return SeenChild(
             ike.id,
@@ -727,13 +717,11 @@ class IkeDesk:
                     return former, ()
         return asked, found
 
-    def _is_inherited(self, connection: Connection, keyed: ChildSaKeyed) -> bool:
-        """Whether a CHILD_SA was made for an earlier life of the daemon, which may have had another
-        policy."""
+    def _is_inherited(self, connection: Connection, ike: IkeSa) -> bool:
+        """Whether an IKE_SA is of an earlier life of the daemon, which may have had another policy:
+        charon goes by that one for all that is made over it."""
         since = connection.asked_since
-        # charon tells whole seconds. What comes up from now on is told by an event, and judged
-        # by what was asked.
-        return since is None or keyed.installed_for + 1 > self._clock.now() - since
+        return since is None or (ike.established_for or 0) > self._clock.now() - since
 
     def _read(self, connection: Connection, child: ChildSa) -> dict[SaId, Sa]:
         """The two SAs of a CHILD_SA, as the kernel holds them; raises Refused or Unavailable."""

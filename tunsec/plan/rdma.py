@@ -11,7 +11,8 @@ from tunsec.model.rdma import RdmaDevice
 from tunsec.plan.mtu import roce_warning
 
 REMEDY: Final = (
-    "switch off its RoCE (devlink dev param set, enable_roce) and use Soft-RoCE (rdma link add)"
+    "say 'offload: packet' if it can do IPsec itself, or switch off its RoCE (devlink dev param "
+    "set, enable_roce) and use Soft-RoCE (rdma link add)"
 )
 
 

@@ -11,6 +11,8 @@ import pytest
 from tests.namespaces import missing_capability, private_namespace, run
 from tunsec.adapters.nft import TOOL_PATH
 from tunsec.adapters.tc import TcMarks, TcMonitor
+from tunsec.cli.doctor.finding import Verdict
+from tunsec.cli.doctor.kernel import check_vni_marks
 from tunsec.model.errors import Refused, Unavailable
 from tunsec.model.guard import VniMarks
 from tunsec.model.names import Mark, Vni
@@ -148,3 +150,7 @@ def test_without_tc_only_who_needs_it_is_told(want: VniMarks, tmp_path: Path) ->
     marks = TcMarks(tool=str(tmp_path / "tc"))
     with pytest.raises(Unavailable, match="cannot run"):
         marks.put([want])
+
+
+def test_the_doctor_tries_the_same(want: VniMarks) -> None:
+    assert check_vni_marks().verdict is Verdict.OK

@@ -16,6 +16,7 @@ from tunsec.adapters.aead_speed import REMEDY, measure
 from tunsec.adapters.links import HostLinks
 from tunsec.adapters.nft import NftGuard
 from tunsec.adapters.scratch_namespace import scratch_namespace
+from tunsec.adapters.tc import TcMarks
 from tunsec.adapters.tunnel_lookup import try_lookup
 from tunsec.adapters.xfrm import XfrmKernel
 from tunsec.cli.doctor.finding import Finding, Group, ok, problem, warning
@@ -23,7 +24,7 @@ from tunsec.cli.doctor.part import Part
 from tunsec.model.aead import Aead, AeadSpeed
 from tunsec.model.errors import TunsecError, Unavailable
 from tunsec.model.flow import Kind
-from tunsec.model.guard import Guard, GuardedFlow, TunnelDevice
+from tunsec.model.guard import Guard, GuardedFlow, TunnelDevice, VniMarks
 from tunsec.model.names import FlowName, Mark, Spi, Vni
 from tunsec.model.ownership import PRIORITY_BLOCK, PRIORITY_PROTECT, REQID_FIRST
 from tunsec.model.sa import Replay, Sa, SaDirection, SaId
@@ -83,6 +84,8 @@ def _tried(part: Part | None) -> Iterator[Finding]:
     for kind in _overlay_kinds(part):
         yield check_overlay(kind)
         yield from check_lookups(kind, versions)
+    if part is not None and any(flow.tenants for flow in part.flows):
+        yield check_vni_marks()
 
 
 # -- XFRM ---------------------------------------------------------------------------------------
@@ -297,6 +300,18 @@ def check_lookups(kind: Kind, versions: Collection[int]) -> Iterator[Finding]:
 def _versions(part: Part | None) -> set[int]:
     """IP versions that the host uses; all without a policy."""
     return {address.version for address in part.host.addresses} if part else set(ENDS)
+
+
+def check_vni_marks() -> Finding:
+    """Filters that mark by VNI; only `external` devices of flows with tenants need them."""
+    marked = ((Vni(1), Mark(1 << 31, 1 << 31)),)
+    try:
+        TcMarks().put([VniMarks("lo", 1, marked)])
+    except TunsecError as error:
+        found = f"external tunnel devices have no tenants here: {error}"
+        remedy = "install iproute2, modprobe sch_ingress cls_flower act_skbedit"
+        return warning(KERNEL, "tc", found, remedy)
+    return ok(KERNEL, "tc", "flower on egress, marks by VNI")
 
 
 def _overlay_kinds(part: Part | None) -> list[Kind]:

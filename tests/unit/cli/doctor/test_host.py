@@ -190,7 +190,7 @@ def test_secrets_that_the_policy_asks_for(ca: Path, tmp_path: Path) -> None:
     (finding,) = check_identity(folder, policy(ppk="required"), wall_now=NOW)
     assert finding.verdict is Verdict.PROBLEM
     assert "ppk.key is missing" in finding.found
-    (folder / "ppk.key").write_bytes(os.urandom(32))
+    (folder / "ppk.key").write_text(os.urandom(32).hex())
     (folder / "ppk.key").chmod(0o600)
     (finding,) = check_identity(folder, policy(ppk="required"), wall_now=NOW)
     assert finding.verdict is Verdict.OK
