@@ -401,7 +401,7 @@ class FakeKernel:
                 and held.sa.id.dst == template.dst
                 and template.spi in (None, held.sa.id.spi)
                 and not held.sa.larval
-                and _same_carrier(sp, held.sa)
+                and same_carrier(sp, held.sa)
             ),
             None,
         )
@@ -474,7 +474,7 @@ def _is_of(offload: Offload | None, ifindex: int) -> bool:
     return offload is not None and offload.ifindex == ifindex
 
 
-def _same_carrier(sp: Sp, sa: Sa) -> bool:
+def same_carrier(sp: Sp, sa: Sa) -> bool:
     """An SP finds an SA only if one NIC carries both wholly, or none does (xfrm_state_find)."""
     whole = sa.offload is not None and sa.offload.kind is OffloadKind.PACKET
     if sp.offload is None or sa.offload is None:

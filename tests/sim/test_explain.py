@@ -1,6 +1,7 @@
 """What `tunsec explain` says of a packet, in every trouble, is what the kernel does with it."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -9,7 +10,7 @@ from tests.sim.chaos import Chaos
 from tests.sim.host import FakeLinks, SimHost
 from tests.sim.ike_chaos import IkeChaos
 from tests.sim.ike_trial import ike_stage
-from tests.sim.kernel import Packet
+from tests.sim.kernel import Packet, same_carrier
 from tests.sim.strangers import move_in, stand_in_the_way
 from tests.sim.test_moves import apply, finish, other
 from tests.sim.test_stories import Two, quiet
@@ -37,24 +38,33 @@ def ask(world: World, host: SimHost, body: ExplainBody) -> Explanation:
         body,
         kernel=host.kernel,
         guard=host.guard,
-        links=FakeLinks((), host.kernel),
+        links=FakeLinks(host.scope.addresses, host.kernel),
         now=Instant(world.now),
         wall=WallTime(EPOCH + world.now),
     )
 
 
+OTHER_VNI = 9999
+"""Of no tenant."""
+
+
 def packet_of(child: Child, direction: SpDirection) -> Packet:
-    """A packet of a relation."""
+    """A packet of a relation, with the mark that its device, or its SA, gives it."""
     ends = (child.id.local, child.id.remote)
     src, dst = ends if direction is SpDirection.OUT else reversed(ends)
-    return Packet(src, dst, UDP, SPORT, child.outbound[0].dport.port)
+    mark = 0 if child.mark is None else child.mark.value
+    return Packet(src, dst, UDP, SPORT, child.outbound[0].dport.port, mark)
 
 
-def asked_of(child: Child, direction: SpDirection) -> ExplainBody:
+def asked_of(host: SimHost, child: Child, direction: SpDirection) -> ExplainBody:
     """The question of what becomes of it."""
+    assert host.engine is not None
     packet = packet_of(child, direction)
     ends = (str(packet.src), str(packet.dst), packet.sport, packet.dport)
-    return ExplainBody(packet=PacketBody("udp", *ends))
+    flow = next(one for one in host.engine.scope.guarded if one.flow == child.id.flow)
+    vnis = {str(one.tenant): int(one.vni) for one in flow.tenants}
+    vni = vnis.get(str(child.id.tenant), OTHER_VNI)
+    return ExplainBody(packet=PacketBody("udp", *ends, vni=vni if vnis else None))
 
 
 def done_by_kernel(host: SimHost, packet: Packet, direction: SpDirection) -> tuple[str, set[str]]:
@@ -72,6 +82,7 @@ def done_by_kernel(host: SimHost, packet: Packet, direction: SpDirection) -> tup
         for sa_id, sa, _ in host.kernel.keyed_sas()
         if (sa.reqid, sa_id.dst) == (template.reqid, template.dst)
         and template.spi in (None, sa_id.spi)
+        and (direction is SpDirection.IN or same_carrier(sp, sa))
     }
     return (Verdict.PROTECTED if spis else Verdict.BLOCKED), spis
 
@@ -85,7 +96,7 @@ def look(world: World) -> set[str]:
         host.kernel.expire()
         for child in host.engine.scope.children:
             for direction in (SpDirection.OUT, SpDirection.IN):
-                found = ask(world, host, asked_of(child, direction))
+                found = ask(world, host, asked_of(host, child, direction))
                 verdict, spis = done_by_kernel(host, packet_of(child, direction), direction)
                 assert found.verdict == verdict, f"{found}\n{world.tale()}"
                 told = {line.partition("spi=0x")[2][:8] for line in found.on_the_wire}
@@ -156,7 +167,7 @@ def test_a_flow_that_is_dropped_and_released() -> None:
     two = Two(quiet(flows=2)).start()
     two.stream.stop()
     [child] = [child for child in two.left.scope.children if child.id.flow == "overlay1"]
-    body = asked_of(child, SpDirection.OUT)
+    body = asked_of(two.left, child, SpDirection.OUT)
     two.world.apply(two.left, without_flows(two.world.intent, ["overlay1"]))
     found = ask(two.world, two.left, body)
     assert (found.verdict, found.relations) == (Verdict.BLOCKED, ())
@@ -168,5 +179,22 @@ def test_a_flow_that_is_dropped_and_released() -> None:
     assert any(note.startswith("nearest: flow overlay0, but ") for note in found.notes)
     two.world.release(two.left, FlowName("overlay0"))
     [child] = [child for child in two.right.scope.children if child.id.flow == "overlay0"]
-    found = ask(two.world, two.left, asked_of(child, SpDirection.IN))
+    found = ask(two.world, two.left, asked_of(two.right, child, SpDirection.IN))
     assert found.why.startswith("an admin released flow overlay0")
+
+
+def test_what_a_flow_left_behind_when_its_port_changed() -> None:
+    two = Two(quiet()).start()
+    [child] = two.left.scope.children
+    body = asked_of(two.left, child, SpDirection.OUT)
+    [flow] = two.world.intent.flows
+    moved = replace(two.world.intent, flows=(replace(flow, port=5000),))
+    for host in two.both:
+        two.world.apply(host, moved)
+    two.world.run(5.0)
+    found = ask(two.world, two.left, body)
+    assert found.verdict == Verdict.BLOCKED
+    assert "`tunsec release overlay0.former` opens it" in found.why
+    former = ask(two.world, two.left, ExplainBody(flow="overlay0.former"))
+    assert (former.verdict, former.relations[0].sas) == (Verdict.BLOCKED, ())
+    assert look(two.world) == {Verdict.PROTECTED}

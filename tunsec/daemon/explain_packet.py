@@ -114,8 +114,7 @@ class AskedPacket:
         return Verdict.PROTECTED
 
     def _carriers(self, sp: Sp) -> tuple[Sa, ...]:
-        template = sp.templates[0]
-        return carriers(template, sp.id.mark, self.view.sas_by_reqid.get(template.reqid, ()))
+        return carriers(sp, self.view.sas_by_reqid.get(sp.templates[0].reqid, ()))
 
     def _children(self, outcomes: Iterable[Sp | None]) -> list[Child]:
         """Relations whose SPs rule it, or else those that should."""

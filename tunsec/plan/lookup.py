@@ -11,9 +11,9 @@ from enum import IntEnum
 
 from tunsec.model.names import Mark, Network
 from tunsec.model.packet import Packet
-from tunsec.model.sa import Sa
+from tunsec.model.sa import Offload, OffloadKind, Sa
 from tunsec.model.selector import PortMatch, Selector
-from tunsec.model.sp import Sp, SpAction, SpDirection, Template
+from tunsec.model.sp import Sp, SpAction, SpDirection
 
 
 class Match(IntEnum):
@@ -77,11 +77,12 @@ def protects(sp: Sp) -> bool:
     return sp.action is SpAction.ALLOW and any(not one.optional for one in sp.templates)
 
 
-def carriers(template: Template, mark: Mark | None, sas: Iterable[Sa]) -> tuple[Sa, ...]:
-    """SAs that serve a template of an SP with this mark, the one that the kernel takes first.
+def carriers(sp: Sp, sas: Iterable[Sa]) -> tuple[Sa, ...]:
+    """SAs that serve the first template of an SP, the one that the kernel takes first.
 
     It is the newest (xfrm_state_look_at); inbound any of them will do.
     """
+    template, mark = sp.templates[0], sp.id.mark
     sought = 0 if mark is None else mark.value & mark.mask
     found = [
         sa
@@ -92,8 +93,17 @@ def carriers(template: Template, mark: Mark | None, sas: Iterable[Sa]) -> tuple[
         and sa.reqid == template.reqid
         and template.spi in (None, sa.id.spi)
         and (sa.id.mark is None or sought & sa.id.mark.mask == sa.id.mark.value)
+        and (sp.id.direction is not SpDirection.OUT or _one_carrier(sp.offload, sa.offload))
     ]
     return tuple(sorted(found, key=lambda sa: -sa.usage.added_at))
+
+
+def _one_carrier(of_sp: Offload | None, of_sa: Offload | None) -> bool:
+    """What a NIC protects wholly needs SP and SA on that NIC; else neither is (xfrm_state_find)."""
+    whole = of_sa if of_sa is not None and of_sa.kind is OffloadKind.PACKET else None
+    if of_sp is None or whole is None:
+        return of_sp is None and whole is None
+    return of_sp.ifindex == whole.ifindex
 
 
 def _in_kernels_order(newest_first: list[Sp]) -> list[Sp]:
