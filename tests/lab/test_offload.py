@@ -25,7 +25,8 @@ pytestmark = pytest.mark.needs(
     "esp-ipv4", "esp-ipv6", "esn", "vxlan", "bridge", "nft-inet", "nft-netdev-egress"
 )
 
-GCM = "  {aead: aes-128-gcm, sequence_numbers: 32-bit}\n"
+GCM = "  {aead: aes-128-gcm, sequence_numbers: 32-bit, rekey: {after: 32s, hard: 10m}}\n"
+"""What is superseded goes after an eighth of 32 s without a packet."""
 OVERLAY = "  overlay: {kind: vxlan, between: all}\n"
 CARRIED = """
   overlay: {kind: vxlan, between: all, offload: crypto}
