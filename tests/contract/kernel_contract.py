@@ -191,6 +191,15 @@ class KernelContract:
         done(kernel, UpdateSp(sp, sp))
         assert kernel.sps() == {sp.id: sp}
 
+    def test_sps_are_shown_in_the_order_they_were_written_the_last_first(
+        self, kernel: Kernel
+    ) -> None:
+        sps = [make_sp(dport=port) for port in (6081, 4789, 500)]
+        done(kernel, *(AddSp(sp) for sp in sps))
+        assert list(kernel.sps()) == [sp.id for sp in reversed(sps)]
+        done(kernel, UpdateSp(sps[1], sps[1]))
+        assert list(kernel.sps()) == [sps[at].id for at in (1, 2, 0)]
+
     def test_marks_tell_sps_apart(self, kernel: Kernel) -> None:
         red, blue, plain = make_sp(mark=Mark(41)), make_sp(mark=Mark(42)), make_sp()
         done(kernel, AddSp(red), AddSp(plain), AddSp(blue))
@@ -200,6 +209,22 @@ class KernelContract:
         assert errnos(kernel.apply([RemoveSp(red)])) == [errno.ENOENT]
         assert kernel.sp(red.id) is None
         assert kernel.sp(blue.id) == blue
+
+    def test_an_sp_keeps_the_mask_of_its_mark(self, kernel: Kernel) -> None:
+        red, blue = (make_sp(mark=Mark(value << 24, 0xFF << 24)) for value in (0x81, 0x82))
+        block = make_block(4, SpDirection.OUT)
+        done(kernel, AddSp(block), AddSp(red), AddSp(blue))
+        assert kernel.sps() == {sp.id: sp for sp in (block, red, blue)}
+        pinned = replace(red, templates=(replace(red.templates[0], spi=Spi(0x1020)),))
+        done(kernel, UpdateSp(pinned, red))
+        assert kernel.sps() == {sp.id: sp for sp in (block, pinned, blue)}
+        done(kernel, RemoveSp(pinned))
+        assert kernel.sps() == {sp.id: sp for sp in (block, blue)}
+
+    def test_what_an_sa_sets_on_packets_is_read_back(self, kernel: Kernel) -> None:
+        sa = replace(make_sa(0x1021, dst=LOCAL), output_mark=Mark(0x81 << 24, 0xFF << 24))
+        done(kernel, AddSa(sa, SaDirection.INBOUND))
+        assert kernel.sas() == {sa.id: sa}
 
     def test_marks_tell_sas_apart(self, kernel: Kernel) -> None:
         red, blue = make_sa(0x1009, mark=Mark(41)), make_sa(0x1009, mark=Mark(42))

@@ -37,18 +37,20 @@ ACQUIRE_SECONDS = 30
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """A packet of a flow, in clear."""
+    """A packet of a flow, in clear. `mark` is what its tunnel device, or its SA, has set."""
 
     src: Address
     dst: Address
     proto: int
     sport: int
     dport: int
+    mark: int = 0
     _hash: int = field(init=False, repr=False, compare=False)
     """Kept: packets are looked up all the time, and hashing addresses is slow."""
 
     def __post_init__(self) -> None:
-        mine = hash((int(self.src), int(self.dst), self.proto, self.sport, self.dport))
+        ports = (self.proto, self.sport, self.dport)
+        mine = hash((int(self.src), int(self.dst), *ports, self.mark))
         object.__setattr__(self, "_hash", mine)
 
     def __hash__(self) -> int:
@@ -132,9 +134,9 @@ class FakeKernel:
         return {sa_id: self._shown(held) for sa_id, held in self._sas.items()}
 
     def sps(self) -> dict[SpId, Sp]:
-        """Every SP."""
+        """Every SP, newest first."""
         self._answer()
-        return dict(self._sps)
+        return dict(reversed(self._sps.items()))
 
     def sa(self, sa_id: SaId) -> Sa | None:
         """One SA, or None."""
@@ -356,10 +358,7 @@ class FakeKernel:
             matching = [
                 sp
                 for sp in self._sps.values()
-                if sp.id.direction is direction
-                and sp.id.mark is None
-                and sp.id.if_id is None
-                and covers(sp.id, packet)
+                if sp.id.direction is direction and sp.id.if_id is None and covers(sp.id, packet)
             ]
             first = min(matching, key=lambda sp: (sp.priority, sp.index), default=None)
             rulings[packet] = first
@@ -436,7 +435,10 @@ class FakeKernel:
         if not self._may_carry(held):
             return False
         held.seen.add(packet.seq)
-        sp = self.lookup(SpDirection.IN, packet.inner)
+        mark = held.sa.output_mark
+        sp = self.lookup(
+            SpDirection.IN, replace(packet.inner, mark=0 if mark is None else mark.value)
+        )
         if sp is None:
             return True
         if sp.action is SpAction.BLOCK:
@@ -485,8 +487,11 @@ def _over(held: Held, limit: int | None, now: Instant) -> bool:
 
 
 def covers(sp_id: SpId, packet: Packet) -> bool:
-    """Whether a selector matches a packet (xfrm_selector_match, net/xfrm/xfrm_policy.c)."""
+    """Whether a selector and a mark match a packet (xfrm_policy_match, net/xfrm/xfrm_policy.c)."""
     selector: Selector = sp_id.selector
+    mark = sp_id.mark
+    if mark is not None and packet.mark & mark.mask != mark.value:
+        return False
     return (
         _inside(packet.src, selector.src)
         and _inside(packet.dst, selector.dst)

@@ -15,7 +15,7 @@ from tests.sim.cast import EPOCH, identity, trust
 from tests.sim.charon_link import CharonLink
 from tests.sim.charons import Charons
 from tests.sim.directory import Directory
-from tests.sim.host import FakeGuard, FakeLinks, SimHost
+from tests.sim.host import FakeGuard, FakeLinks, NoMarks, SimHost
 from tests.sim.kernel import EspPacket, FakeKernel, Packet
 from tests.sim.laws import Laws
 from tests.sim.standing import Standing, standings
@@ -187,8 +187,17 @@ class World:
         )
         directory = _SimDirectory(self, host.name, self._answering(host))
         host.link = CharonLink(self, host, self._in_this_life(host))
-        links = FakeLinks(host.kernel)
-        ports = Ports(host.kernel, host.guard, links, directory, clock, entropy, host.link)
+        ports = Ports(
+            host.kernel,
+            host.guard,
+            NoMarks(),
+            FakeLinks(host.scope.addresses, host.kernel),
+            host.rdma,
+            directory,
+            clock,
+            entropy,
+            host.link,
+        )
         host.engine = Engine(host=host.name, ports=ports, post=post)
         host.on_start(host)
         if not self._with_engine(host, lambda engine: engine.start(host.scope)):
@@ -367,9 +376,12 @@ class World:
     # Packets
 
     def packet(self, child: ChildId) -> Packet:
-        """A packet of a child, as its own host sends it."""
+        """A packet of a child, as its own host sends it: with its tenant's mark, which what the
+        guard says sets whether a daemon runs or not."""
         flow = next(flow for flow in self.intent.flows if flow.name == child.flow)
-        return Packet(child.local, child.remote, 17, 40_000, flow.port)
+        owner = next(host for host in self.intent.hosts if child.local in host.addresses)
+        mark = self.hosts[owner.name].guard.mark_of(child)
+        return Packet(child.local, child.remote, 17, 40_000, flow.port, mark)
 
     def probe(self, probe: Probe, owner: SimHost, child: ChildId) -> None:
         """Send one packet of a child to its peer."""

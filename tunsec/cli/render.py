@@ -149,6 +149,7 @@ def _guard_notes(status: Status) -> Iterable[str]:
                 (drops.clear_out, "leaving in clear"),
                 (drops.clear_in, "arriving in clear"),
                 (drops.local_injection, "sent by local users"),
+                (drops.cross_tenant, "from one tenant to another"),
             )
             if count
         ]

@@ -14,6 +14,7 @@ from tunsec.daemon.reconcile import (
     held_marks,
     held_reqids,
     late_of_charon,
+    marked_otherwise,
     overtaken,
     settled,
     want,
@@ -66,6 +67,10 @@ class Drift:
         reqids = held_reqids(scope.children, sps)
         reqids |= {child.id: child.reqid for child in running.children}
         return scope.with_held(Held(reqids, marks))
+
+    def marked_otherwise(self, scope: Scope) -> frozenset[ChildId]:
+        """Children whose inbound SAs set another mark than their SPs ask for."""
+        return marked_otherwise(scope.children, self._kernel.sas())
 
     def close(self, scope: Scope) -> None:
         """Block SPs and inbound protect SPs, before anything else; read back. Raises Refused.

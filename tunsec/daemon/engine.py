@@ -49,6 +49,7 @@ from tunsec.machines.orders import (
     InstallInbound,
     InstallOutbound,
     MakeOffer,
+    PassOver,
     PublishOffer,
     PublishRecord,
     ReadUsage,
@@ -73,14 +74,26 @@ from tunsec.model.event import (
     SpChanged,
     SpdFlushed,
 )
-from tunsec.model.flow import Child, ChildId, Keying, OffloadWish
+from tunsec.model.flow import Child, ChildId, Keying, Kind, OffloadWish
 from tunsec.model.ike_sa import IkeEvent
 from tunsec.model.names import HostName, OfferSeq, Reqid
 from tunsec.model.ownership import is_our_reqid
 from tunsec.model.sa import Sa, SaId
 from tunsec.plan.diff import Plan
 from tunsec.plan.ike_connection import IkeSetup
-from tunsec.ports import Clock, Directory, Entropy, GuardTable, Ike, Kernel, Links, Record
+from tunsec.plan.rdma import bypassed
+from tunsec.ports import (
+    Clock,
+    Directory,
+    Entropy,
+    GuardTable,
+    Ike,
+    Kernel,
+    Links,
+    Rdma,
+    Record,
+    VniMarking,
+)
 
 DUMP_EVERY: Final = Seconds(300.0)
 """Drift is seen through events; this dump finds what they missed."""
@@ -102,7 +115,9 @@ class Ports:
 
     kernel: Kernel
     guard: GuardTable
+    marks: VniMarking
     links: Links
+    rdma: Rdma
     directory: Directory
     clock: Clock
     entropy: Entropy
@@ -152,6 +167,8 @@ class Engine:
         self._tokens: dict[str, OfferSeq | tuple[HostName, int]] = {}
         self._moving: set[ChildId] = set()
         """Children that one keying still carries for the other."""
+        self._by_ike: dict[ChildId, int] = {}
+        """Packets that had come in for those by IKE when last looked."""
         self._alarms: Alarms[Target] = Alarms()
         self._queue: deque[_Queued] = deque()
         self._closed = False
@@ -181,6 +198,7 @@ class Engine:
         self._drift = Drift(kernel=ports.kernel, counters=self.counters, troubles=self.troubles)
         self._guarding = Guarding(
             table=ports.guard,
+            marks=ports.marks,
             links=ports.links,
             counters=self.counters,
             troubles=self.troubles,
@@ -194,10 +212,11 @@ class Engine:
         Raises Unavailable or Refused when the kernel cannot hold block SPs: the caller must not
         run on, for nothing would be closed.
         """
-        self.scope = scope = self._drift.with_held(scope, self.scope)
+        self.scope = scope = self._for_this_host(scope)
         self._drift.close(scope)
         self._put_guard()
         self._adopt(scope)
+        self._end(self._drift.marked_otherwise(scope))
         self._withdraw_leftovers()
         self._look()
         self._begin_keying()
@@ -210,10 +229,12 @@ class Engine:
         block SPs.
         """
         before = self.scope
-        scope = self._drift.with_held(scope, before)
+        scope = self._for_this_host(scope)
+        otherwise = self._drift.marked_otherwise(scope)
         self._drift.close(scope)
         self.scope = scope
         self._put_guard()
+        self._end(otherwise)
         self._enter(scope)
         self._tell_pairs(self.post.renew_grants(scope.grants))
         self._look()
@@ -259,6 +280,7 @@ class Engine:
         for target in self._alarms.due(now):
             match target:
                 case "dump":
+                    self._check_bypasses()
                     self._look()
                     self._check_guard()
                 case "guard":
@@ -316,7 +338,7 @@ class Engine:
         self._run()
 
     def on_guard_changed(self) -> None:
-        """Somebody, perhaps we, touched the guard table."""
+        """Somebody, perhaps we, touched the guard table or filters that mark."""
         self._alarms.put(GUARD, Deadline(self._after(COALESCE), "guard table changed"))
 
     def on_links_changed(self, ifindexes: Collection[int] | None = None) -> None:
@@ -324,6 +346,7 @@ class Engine:
         and NICs carry SAs. With a NIC the kernel drops what it carried, and tells nobody."""
         if not self._guarding.stands(self.scope):
             self._put_guard()
+        self._check_bypasses()
         self.offloads.forget(ifindexes)
         if any(child.offload is not OffloadWish.NONE for child in self.scope.children):
             self._look_soon("devices changed")
@@ -331,7 +354,7 @@ class Engine:
 
     def plan_for(self, scope: Scope) -> Plan:
         """What `change_scope` would do to the kernel, besides the keys that follow."""
-        then = self._drift.with_held(scope, self.scope)
+        then = self._for_this_host(scope)
         return self._drift.foresee(self._flows(), self._holdings(), then)
 
     @property
@@ -356,6 +379,37 @@ class Engine:
 
     # Scope
 
+    def _for_this_host(self, scope: Scope) -> Scope:
+        """A scope with the numbers that its children have, without those that devices bypass."""
+        return self._bypasses(self._drift.with_held(scope, self.scope))
+
+    def _bypasses(self, scope: Scope) -> Scope:
+        """When devices cannot be looked at, what is protected stays so, and nothing else begins."""
+        roce = [child for child in scope.declared if child.kind is Kind.ROCEV2]
+        if not roce:
+            return scope.with_bypassed({})
+        try:
+            devices, holders = self._ports.rdma.devices(), self._ports.links.addresses()
+        except (Refused, Unavailable) as error:
+            known = {child.id for child in self.scope.children}
+            return scope.with_bypassed(
+                {child.id: str(error) for child in roce if child.id not in known}
+            )
+        return scope.with_bypassed(bypassed(roce, devices, holders))
+
+    def _check_bypasses(self) -> None:
+        """RDMA devices come and go, and addresses move between devices."""
+        before, now = self.scope.bypassed, self._bypasses(self.scope).bypassed
+        if now == before:
+            return
+        for child, reason in now.items():
+            if child not in before:
+                log.error("cannot be protected", extra=fields({"child": child, "reason": reason}))
+        try:
+            self.change_scope(self.scope)
+        except (Refused, Unavailable) as error:
+            self.troubles.note(Part.KERNEL, str(error))
+
     def _adopt(self, scope: Scope) -> None:
         """Take over what an earlier life left, each SA with the keying that made it: the policy
         may have changed while nobody ran, and a move may not have been done."""
@@ -369,22 +423,30 @@ class Engine:
         self._tell_who_pins(adopted.moving)
         self._run()
 
-    def _enter(self, scope: Scope, adopted: Collection[ChildId] = ()) -> None:
-        """Give every pair its children; pairs that lose them all end. SAs of `adopted` children,
-        made by another keying than the policy's, are told of next."""
-        self._children.update({child.id: child for child in scope.children})
+    def _end(self, ended: Collection[ChildId]) -> None:
+        """Children whose SAs nobody can use any more: they end, to begin anew."""
+        if ended:
+            self._enter(self.scope, ended=ended)
+            self._enter(self.scope)
+
+    def _enter(
+        self, scope: Scope, adopted: Collection[ChildId] = (), *, ended: Collection[ChildId] = ()
+    ) -> None:
+        """Give every pair its children, but for `ended` ones; pairs that lose them all end. SAs of
+        `adopted` children, made by another keying than the policy's, are told of next."""
+        children = [child for child in scope.children if child.id not in ended]
+        self._children.update({child.id: child for child in children})
         carried = {
-            child.id
-            for child in scope.children
-            if child.id in adopted or self._carried_by_other(child)
+            child.id for child in children if child.id in adopted or self._carried_by_other(child)
         }
         self._tell_who_pins(carried)
         by_peer: dict[HostName, list[Child]] = {}
-        for child in scope.children:
+        for child in children:
             if child.keying is Keying.DIRECTORY or child.id in carried:
                 by_peer.setdefault(child.id.peer, []).append(child)
         self._give_ike(
-            child for child in scope.children if child.keying is Keying.IKE or child.id in carried
+            (child for child in children if child.keying is Keying.IKE or child.id in carried),
+            known=children,
         )
         self.post.set_addresses(scope.addresses)
         for peer in dict.fromkeys((*by_peer, *self.pairs)):
@@ -402,21 +464,18 @@ class Engine:
         for peer in by_peer:
             self._alarms.put(("farewell", peer), None)
         self._moving = {
-            child.id
-            for child in scope.children
-            if child.id in adopted or self._carried_by_other(child)
+            child.id for child in children if child.id in adopted or self._carried_by_other(child)
         }
-        wanted = {child.id for child in scope.children}
+        wanted = {child.id for child in children}
         for child_id in [child_id for child_id in self._children if child_id not in wanted]:
             del self._children[child_id]
             self.active_since.pop(child_id, None)
             self.tallies.pop(child_id, None)
 
-    def _give_ike(self, children: Iterable[Child]) -> None:
-        """What charon shall carry, with a NIC or without."""
-        scope = self.scope
+    def _give_ike(self, children: Iterable[Child], *, known: Sequence[Child]) -> None:
+        """What charon shall carry, with a NIC or without; `known` are all there are."""
         settled = [self.offloads.settled(child) for child in children]
-        self.ike.set_children(settled, scope.intent, known=scope.children)
+        self.ike.set_children(settled, self.scope.intent, known=known)
 
     def _check_moves(self) -> bool:
         """Children on their way from one keying to the other: the old one ends when it is empty.
@@ -461,10 +520,18 @@ class Engine:
     def _hear_peers(self) -> None:
         """Inbound SAs of directory keying go when the peer's records say that it has left them.
         Where no record can come any more, what arrives by IKE tells it: a CHILD_SA alone does
-        not, for the peer's daemon may have died before it sent on it."""
+        not, for the peer's daemon may have died before it sent on it, nor does what it carried
+        before, for the peer may have sent by IKE until a moment ago."""
+        before, self._by_ike = self._by_ike, {}
         for child_id in self._in_order(self._moving):
-            if self._awaits_peer(child_id) and self._heard_by_ike(child_id):
+            if not self._awaits_peer(child_id):
+                continue
+            packets = self._packets_by_ike(child_id)
+            if packets is None:
+                continue  # it is looked at again
+            if packets > before.get(child_id, packets):
                 self._queue.append(_Queued(("pair", child_id.peer), InboundTaken(child_id)))
+            self._by_ike[child_id] = packets
 
     def _awaits_peer(self, child: ChildId) -> bool:
         """Whether only the peer still sends by directory keying, as far as we know."""
@@ -475,15 +542,15 @@ class Engine:
             and any(sa.state is not SaState.REKEYED for sa in flow.inbound)
         )
 
-    def _heard_by_ike(self, child: ChildId) -> bool:
-        """Whether something came in on a CHILD_SA on which the peer sends."""
+    def _packets_by_ike(self, child: ChildId) -> int | None:
+        """What has come in on the newest CHILD_SA on which the peer sends; None if unknown."""
         flow = self.ike.flow(child)
         theirs = [] if flow is None else [one for one in flow.held if not one.own]
         try:
             found = [self._ports.kernel.sa(SaId(child.local, one.spi_in)) for one in theirs]
         except (Refused, Unavailable):
-            return False  # it is looked at again
-        return any(sa is not None and sa.usage.usage_packets > 0 for sa in found)
+            return None
+        return max((sa.usage.usage_packets for sa in found if sa is not None), default=0)
 
     def _tell_who_pins(self, children: Collection[ChildId]) -> None:
         """A child may have come to the keying that has its SPs already: the other one drains."""
@@ -575,7 +642,7 @@ class Engine:
         failed = bool(self.troubles.guard)
         if not self._guarding.check(self.scope):
             self._alarms.put(GUARD, Deadline(self._after(RETRY), "guard is tried again"))
-        elif failed:
+        if failed and not self.troubles.guard:
             self._begin_keying()
 
     # Kernel
@@ -649,7 +716,7 @@ class Engine:
         self.offloads.forget_ways()
         given = [flow.child for _, flow in self.ike.flows()]
         if any(self.offloads.settled(self._children[one.id]) != one for one in given):
-            self._give_ike(self._children[one.id] for one in given)
+            self._give_ike((self._children[one.id] for one in given), known=self.scope.children)
         found = dict(outgrown(self._flows(), sas, self.offloads.nic))
         new = found.keys() - self._outgrown
         self._outgrown = frozenset(found)
@@ -741,6 +808,8 @@ class Engine:
                 self._answer(peer, [switched])
                 for keyed in switched.sas:
                     self._directory_pinned(keyed.child)
+            case PassOver():
+                self._installer.pass_over(action)
             case RemoveInbound(child, spi):
                 self._remove(child, SaId(child.local, spi), inbound=True)
             case RemoveOutbound(child, spi):

@@ -17,7 +17,7 @@ from tunsec.machines.facts import (
     OutboundSwitched,
     UsageRead,
 )
-from tunsec.machines.orders import InstallInbound, InstallOutbound, ReadUsage
+from tunsec.machines.orders import InstallInbound, InstallOutbound, PassOver, ReadUsage
 from tunsec.machines.pair import PairEvent
 from tunsec.model.aead import Aead
 from tunsec.model.errors import Refused, Unavailable
@@ -226,6 +226,13 @@ class Installer:
         switched = [job.keyed for job in standing if self._switched(job, refused)]
         self._remember_refused(order, refused)
         return OutboundSwitched(tuple(switched), tuple(refused))
+
+    def pass_over(self, order: PassOver) -> None:
+        """Refuse these for good, whoever forgets meanwhile that they were named."""
+        for keyed in order.sas:
+            used = self._used.setdefault(keyed.own_offer, _Used())
+            passed = f"SA {spi_hex(keyed.spi)} was passed over while another keying had the flow"
+            used.derived.setdefault((keyed.child, keyed.spi), passed)
 
     def _remember_refused(self, order: InstallOutbound, refused: Sequence[NotInstalled]) -> None:
         reasons = {one.child: one.reason for one in refused}

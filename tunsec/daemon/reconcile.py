@@ -32,6 +32,18 @@ def held_marks(children: Iterable[Child], sps: Mapping[SpId, Sp]) -> dict[Sharin
     return held
 
 
+def marked_otherwise(children: Iterable[Child], sas: Mapping[SaId, Sa]) -> frozenset[ChildId]:
+    """Children whose inbound SAs set another mark than their SPs ask for, so that nothing that
+    these SAs decrypt is let in: the policy has other `marks`, or the flow had other tenants."""
+    by_reqid = {child.reqid: child for child in children}
+    return frozenset(
+        child.id
+        for sa in sas.values()
+        if not sa.larval and (child := by_reqid.get(sa.reqid)) is not None
+        if sa.id.dst == child.id.local and sa.output_mark != child.mark
+    )
+
+
 def held_reqids(children: Iterable[Child], sps: Mapping[SpId, Sp]) -> dict[ChildId, Reqid]:
     """Reqids that our SPs in the kernel already give to children."""
     held: dict[ChildId, Reqid] = {}

@@ -13,11 +13,12 @@ from tunsec.machines.flow import PROTECTED, FlowState, Phase
 from tunsec.machines.pair import PairState, blocked_reason
 from tunsec.model.clock import Instant
 from tunsec.model.errors import TunsecError
-from tunsec.model.flow import Keying, Mode
+from tunsec.model.flow import Keying, Kind, Mode
 from tunsec.model.names import spi_hex
 from tunsec.model.sa import OffloadKind, Sa, SaId
 from tunsec.plan import devices as overlays
 from tunsec.plan.image import Image
+from tunsec.plan.rdma import roce_warnings
 from tunsec.ports import GuardTable, Kernel, Links, OverlayDevice
 from tunsec.wire.control import (
     DirectoryStatus,
@@ -58,13 +59,13 @@ def status(
     try:
         have = _image(kernel)
         drops = {
-            flow: FlowDrops(one.clear_out, one.clear_in, one.local_injection)
+            flow: FlowDrops(one.clear_out, one.clear_in, one.local_injection, one.cross_tenant)
             for flow, one in guard.drops().items()
         }
         devices = links.overlay_devices()
         scope = engine.scope
-        warnings += mtu_warnings(engine, devices)
-        warnings += overlays.uncovered_devices(scope.guarded, scope.children, devices)
+        warnings += device_warnings(engine, links, devices)
+        warnings += overlays.uncovered_devices(scope.guarded, scope.declared, devices)
     except TunsecError as error:
         warnings.append(str(error))
     counters = engine.counters
@@ -108,6 +109,7 @@ def flow_statuses(engine: Engine, *, have: Image, now: Instant) -> tuple[FlowSta
         if not flow.taken and not engine.pinned_by_ike(flow.child.id)
     ]
     flows += ike_flow_statuses(engine, have=have, now=now)
+    flows += _unable(engine)
     flows.sort(key=lambda one: (one.flow, one.tenant or "", one.local, one.peer, one.remote))
     return (*flows, *_retired(engine), *_released(engine))
 
@@ -165,6 +167,24 @@ def _installed(flow: FlowState, sas: Mapping[SaId, Sa]) -> Iterator[Sa]:
             yield sas[sa_id]
 
 
+def _unable(engine: Engine) -> Iterator[FlowStatus]:
+    """Relations that nothing here can protect: nothing is keyed for them."""
+    for child, reason in engine.scope.unable:
+        yield FlowStatus(
+            flow=child.id.flow,
+            kind=child.kind,
+            peer=child.id.peer,
+            tenant=child.id.tenant,
+            mode=Mode.ESP,
+            keying=child.keying,
+            local=str(child.id.local),
+            remote=str(child.id.remote),
+            state=Phase.BLOCKED,
+            reason=reason,
+            protected=False,
+        )
+
+
 def _retired(engine: Engine) -> Iterator[FlowStatus]:
     """Flows that the policy dropped: blocked until released."""
     for gone in engine.scope.retired:
@@ -209,6 +229,17 @@ def _twin(engine: Engine) -> list[str]:
     return [engine.post.twin] if engine.post.twin else []
 
 
-def mtu_warnings(engine: Engine, devices: tuple[OverlayDevice, ...]) -> tuple[str, ...]:
-    """Devices of protected flows whose full-size packets do not fit with ESP."""
-    return overlays.mtu_warnings(engine.scope.guarded, devices)
+def device_warnings(
+    engine: Engine, links: Links, devices: tuple[OverlayDevice, ...]
+) -> tuple[str, ...]:
+    """Devices and RoCE flows that lose packets: too large for ESP, or flooded to a group; raises
+    TunsecError."""
+    guarded = engine.scope.guarded
+    ways = {peer: links.underlay_mtu(peer) for peer in overlays.ways_wanted(guarded, devices)}
+    roce = [child for child in engine.scope.children if child.kind is Kind.ROCEV2]
+    underlay = {child.id.remote: links.underlay_mtu(child.id.remote) for child in roce}
+    return (
+        *overlays.mtu_warnings(guarded, devices, ways),
+        *overlays.group_warnings(guarded, devices),
+        *roce_warnings(roce, underlay),
+    )

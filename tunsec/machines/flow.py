@@ -61,9 +61,8 @@ class FlowState:
     failures: int = 0
     taken: bool = False
     """Another keying has the outbound SPs: nothing new is made, what is there drains."""
-    passed_over: frozenset[Spi] = frozenset()
-    """What the peer named meanwhile, and still names: used at once or never, for it removes what
-    it sees declined."""
+    passed_over: bool = False
+    """The peer named an inbound SA meanwhile: it must name another when we come back."""
 
     @property
     def empty(self) -> bool:

@@ -24,6 +24,7 @@ from tunsec.model.names import (
     Reqid,
     Spi,
     TenantName,
+    Vni,
 )
 from tunsec.model.ownership import (
     REQID_FIRST,
@@ -46,6 +47,9 @@ _REQIDS: Final = REQID_TRIAL - REQID_FIRST
 
 Sharing = tuple[FlowName, TenantName | None]
 """Whose packets one mark names: a tenant's of a flow, or (None) all VNIs without a tenant."""
+
+_Marked = tuple[Kind, int, Vni | None]
+"""What a tunnel device can tell: its port, and the VNI, or (None) any that no tenant has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,31 +128,32 @@ def _hashed(parts: Iterable[object]) -> int:
 def assign_marks(intent: Intent, host: str, held: Mapping[Sharing, Mark]) -> dict[Sharing, Mark]:
     """A mark for each tenant of a host's flows: the one it holds, else one drawn from its name.
 
-    Marks are a host's own business: its peers may use others. What is held twice, or lies outside
-    of the policy's bits, counts as not held.
+    Flows on one port share the mark of a VNI: one tunnel device sends for all of them, and what
+    keeps their SPs apart is the peers. Marks are a host's own business: its peers may use others.
+    What is held twice, or lies outside of the policy's bits, counts as not held.
     """
     own = intent.host(host)
-    wanted = [
-        (flow.name, tenant)
+    wanted = {
+        (flow.name, tenant): (flow.kind, flow.port, vni)
         for flow in intent.flows
         if flow.tenants and own.name in flow.hosts
-        for tenant in _tenants(flow)
-    ]
-    taken: dict[int, Sharing] = {}
-    for sharing in wanted:
+        for tenant, vni in _tenants(flow).items()
+    }
+    assigned: dict[_Marked, int] = {}
+    for sharing, marked in wanted.items():
         number = intent.marks.number(held[sharing]) if sharing in held else None
-        if number is not None:
-            taken.setdefault(number, sharing)
-    assigned = {sharing: number for number, sharing in taken.items()}
-    for sharing in wanted:
-        if sharing in assigned:
+        if number is not None and number not in assigned.values():
+            assigned.setdefault(marked, number)
+    taken = set(assigned.values())
+    for sharing, marked in wanted.items():
+        if marked in assigned:
             continue
         number = _hashed((sharing[0], sharing[1] or "")) % intent.marks.tenants + 1
         while number in taken:
             number = number % intent.marks.tenants + 1
-        taken[number] = sharing
-        assigned[sharing] = number
-    return {sharing: intent.marks.tenant(assigned[sharing]) for sharing in wanted}
+        taken.add(number)
+        assigned[marked] = number
+    return {sharing: intent.marks.tenant(assigned[marked]) for sharing, marked in wanted.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,10 +258,11 @@ def _children(intent: Intent, own: Host, *, flow: Flow) -> Iterator[tuple[ChildI
                         yield ChildId(peer.name, flow.name, tenant, local, remote), peer
 
 
-def _tenants(flow: Flow) -> tuple[TenantName | None, ...]:
-    """Who has SAs of a flow: each tenant, and (None) all other VNIs together, unless blocked."""
-    named = tuple(tenant.name for tenant in flow.tenants)
-    return (*named, None) if flow.other_tenants is OtherTenants.SHARED else named
+def _tenants(flow: Flow) -> dict[TenantName | None, Vni | None]:
+    """Who has SAs of a flow, for which VNI: each tenant, and (None) all other VNIs together,
+    unless they are blocked."""
+    named: dict[TenantName | None, Vni | None] = {one.name: one.vni for one in flow.tenants}
+    return {**named, None: None} if flow.other_tenants is OtherTenants.SHARED else named
 
 
 def _child(

@@ -100,6 +100,7 @@ class FlowDrops:
     clear_out: int = 0
     clear_in: int = 0
     local_injection: int = 0
+    cross_tenant: int = 0
 
 
 @dataclass(frozen=True, slots=True)

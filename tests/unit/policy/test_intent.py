@@ -1,7 +1,7 @@
 """Policy text -> Intent: defaults, inheritance, digest."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from tests.unit.policy.written import HEAD, document_pairs
 from tunsec.model.aead import Aead
@@ -155,7 +155,6 @@ def test_a_host_that_the_policy_does_not_name() -> None:
     assert str(problem) == "host bd1: the policy does not name it (did you mean 'db1'?)"
 
 
-@settings(deadline=None)
 @given(document_pairs())
 def test_order_and_style_mean_nothing(pair: tuple[str, str]) -> None:
     one, other = (parse_policy(text, "p") for text in pair)

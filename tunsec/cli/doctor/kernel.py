@@ -5,7 +5,8 @@ Each attempt is what tunsecd does later: written, read back, removed. No version
 
 import ipaddress
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import closing
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -15,6 +16,7 @@ from tunsec.adapters.aead_speed import REMEDY, measure
 from tunsec.adapters.links import HostLinks
 from tunsec.adapters.nft import NftGuard
 from tunsec.adapters.scratch_namespace import scratch_namespace
+from tunsec.adapters.tunnel_lookup import try_lookup
 from tunsec.adapters.xfrm import XfrmKernel
 from tunsec.cli.doctor.finding import Finding, Group, ok, problem, warning
 from tunsec.cli.doctor.part import Part
@@ -77,8 +79,10 @@ def _tried(part: Part | None) -> Iterator[Finding]:
     finally:
         kernel.close()
     yield check_guard()
+    versions = _versions(part)
     for kind in _overlay_kinds(part):
         yield check_overlay(kind)
+        yield from check_lookups(kind, versions)
 
 
 # -- XFRM ---------------------------------------------------------------------------------------
@@ -117,7 +121,7 @@ def check_sas(kernel: Kernel, part: Part | None) -> Iterator[Finding]:
 
 def judge_versions(troubles: Troubles, part: Part | None) -> Iterator[Finding]:
     """An IP version without ESP is a problem if the policy uses it."""
-    used = {address.version for address in part.host.addresses} if part else set(ENDS)
+    used = _versions(part)
     for version in ENDS:
         said = [trouble for (of, _), trouble in troubles.items() if of == version]
         if not all(said):
@@ -272,6 +276,27 @@ def check_overlay(kind: Kind) -> Finding:
     except TunsecError as error:
         return problem(KERNEL, kind, str(error), f"modprobe {kind}")
     return ok(KERNEL, kind, "devices can be made")
+
+
+def check_lookups(kind: Kind, versions: Collection[int]) -> Iterator[Finding]:
+    """Whether SPs by port stop what the tunnels of a kind send over these IP versions."""
+    try:
+        with HostLinks() as links, closing(XfrmKernel()) as kernel:
+            troubles = [try_lookup(kernel, links, kind, version) for version in sorted(versions)]
+    except TunsecError as error:
+        yield warning(KERNEL, f"{kind}-ports", str(error), "tunsec doctor on an idle host")
+        return
+    for trouble in filter(None, troubles):
+        what, _, remedy = trouble.rpartition(": ")
+        yield problem(KERNEL, f"{kind}-ports", what, remedy)
+    if not any(troubles):
+        shown = " and ".join(f"IPv{version}" for version in sorted(versions))
+        yield ok(KERNEL, f"{kind}-ports", f"SPs by port stop its packets over {shown}")
+
+
+def _versions(part: Part | None) -> set[int]:
+    """IP versions that the host uses; all without a policy."""
+    return {address.version for address in part.host.addresses} if part else set(ENDS)
 
 
 def _overlay_kinds(part: Part | None) -> list[Kind]:

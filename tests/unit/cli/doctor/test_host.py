@@ -19,6 +19,7 @@ from tunsec.cli.doctor.host import (
     check_folder,
     check_identity,
     check_policy,
+    check_rdma,
     own_files,
     within,
 )
@@ -142,6 +143,21 @@ def test_tunnel_devices(underlay: None) -> None:
     assert tight.found.startswith("red: MTU 1450 leaves no room for ESP")
     assert "blue" in bare.found
     assert "in clear" in bare.found
+
+
+@needs_namespaces
+def test_roce(underlay: None) -> None:
+    assert list(check_rdma(policy())) == []
+    text = POLICY.replace("PPK", "none").replace("kind: vxlan", "kind: rocev2")
+    part = Part.of(parse_policy(text, "p"), DB1)
+    run("ip route add 192.0.2.12 dev v0")
+    (finding,) = check_rdma(part)
+    assert finding.verdict is Verdict.OK
+    run("ip link set v0 mtu 2140")
+    run("ip link set v1 mtu 2140")
+    (finding,) = check_rdma(part)
+    assert finding.verdict is Verdict.WARNING
+    assert "RoCE packets of path MTU 2048 take up to 2148 bytes with ESP" in finding.found
 
 
 def test_an_identity_that_peers_believe(ca: Path, tmp_path: Path) -> None:
