@@ -86,7 +86,7 @@ def test_hardware_keeps_its_flow_blocked_and_says_why(keying: Keying) -> None:
     assert protected(world, host, "overlay")
     for child in host.scope.children:
         if child.id.flow == "storage":
-            told = ask(world, host, asked_of(child, SpDirection.OUT))
+            told = ask(world, host, asked_of(host, child, SpDirection.OUT))
             assert told.verdict is Verdict.BLOCKED
             assert REASON in str(told)
     peer = world.hosts[HostName("h1")]
