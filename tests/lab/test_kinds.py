@@ -20,6 +20,7 @@ from ipaddress import ip_address
 
 import pytest
 
+from tests.lab.watched import Packets, packets_of, show_packets
 from tunsec.adapters.boot_file import BOOT_ID
 from tunsec.adapters.tunnel_lookup import CACHE_NAME
 from tunsec.model.flow import Keying
@@ -265,9 +266,12 @@ def test_every_lane_is_protected_by_either_keying(lab: Lab) -> None:
         for host in lab.hosts.values():
             raise_devices(host, lanes(lab))
         assert_all_carried(cluster)
+        by_directory = packets_of(cluster, lab.hosts["a"])
+        show_packets(Keying.DIRECTORY, by_directory, Packets(), watch)
         assert_injection_is_dropped(cluster)
         change_keying(cluster, Keying.IKE)
         assert_all_carried(cluster)
+        show_packets(Keying.IKE, packets_of(cluster, lab.hosts["a"]), by_directory, watch)
         for host in lab.hosts.values():
             assert cluster.status(host).warnings == ()
             assert fragments(host) == {"IpFragCreates": 0, "Ip6FragCreates": 0}
@@ -301,7 +305,6 @@ def assert_all_carried(cluster: Cluster) -> None:
         wanted[load.lane.flow, load.lane.version] += load.bytes if load.host is a else 0
     for flow, (received, sent) in carried(cluster, a).items():
         received, sent = received - before[flow][0], sent - before[flow][1]
-        print(f"{flow}: {received} bytes in, {sent} bytes out")
         assert (sent > wanted[flow] > 0, received > 5 * MTU[6]) == (True, True), flow
 
 

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 
 from tests.lab.kernel_flows import rds_in_clear, talk
-from tests.lab.watched import watched_flows
+from tests.lab.watched import Packets, packets_of, show_packets, watched_flows
 from tunsec.model.flow import Keying
 from tunsec.wire.control import PolicyBody
 from tunsec_lab.capture import LeakWatch
@@ -130,6 +130,7 @@ def test_rds_is_protected_from_its_first_packet_through_every_change(
             cluster.wait_protected()
             both_go_on()
 
+        show_packets(keying, packets_of(cluster, b), Packets(), watch)
         assert watch.prove_sees(open_and_close) > 0
         both_go_on()
     for report in (over4.report, over6.report):

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 
 from tests.lab.kernel_flows import datagrams, rdma_in_clear, transfer
-from tests.lab.watched import watched_flows
+from tests.lab.watched import Packets, packets_of, show_packets, watched_flows
 from tunsec.adapters.rdma import HostRdma
 from tunsec.model.flow import Keying
 from tunsec.wire.control import PolicyBody
@@ -115,6 +115,8 @@ def test_rdma_and_all_other_udp_of_the_pair_go_in_esp_or_not_at_all(
     esp = watch.report().esp
     assert datagrams(a, b, port=OTHER_UDP) == 20
     assert watch.report().esp >= esp + 20
+
+    show_packets(keying, packets_of(cluster, a), Packets(), watch)
 
     # A queue pair that is in use keeps its route, and with it what protects it.
     with RdmaTransfer(a, b, verb=Verb.WRITE, seconds=5) as running:

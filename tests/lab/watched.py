@@ -1,10 +1,13 @@
 """The wire of a lab under watch, by a watch that has shown that it is not blind."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from ipaddress import ip_address
 
 from tunsec_lab.capture import LeakWatch
-from tunsec_lab.host import Lab
+from tunsec_lab.cluster import Cluster
+from tunsec_lab.host import Host, Lab
 from tunsec_lab.packets import Protected, protect
 
 
@@ -36,3 +39,21 @@ def watched_flows(lab: Lab, flows: Mapping[Protected, Callable[[], object]]) -> 
             seen.prove_sees(speak)
         yield seen
         seen.assert_closed()
+
+
+Packets = Counter[tuple[str, int]]
+
+
+def packets_of(cluster: Cluster, host: Host) -> Packets:
+    """What a host has sent and received in ESP, by kind and IP version."""
+    found = Packets()
+    for flow in cluster.status(host).flows:
+        found[flow.kind, ip_address(flow.remote).version] += flow.in_packets + flow.out_packets
+    return found
+
+
+def show_packets(keying: str, now: Packets, before: Packets, watch: LeakWatch) -> None:
+    """Rows for docs/kinds.md, shown by `pytest -s`."""
+    clear = watch.report().clear
+    for (kind, version), count in sorted((now - before).items()):
+        print(f"| {kind} | {keying} | IPv{version} | {count:,} | {clear} |")
