@@ -8,6 +8,7 @@ from tests.sim.charon_link import CharonLink
 from tests.sim.kernel import FakeKernel, Packet
 from tunsec.daemon.engine import Engine
 from tunsec.daemon.scope import Scope
+from tunsec.keying.claims import NO_CLAIMS, KnownClaims
 from tunsec.keying.newest import Newest
 from tunsec.keying.ring import Keyring
 from tunsec.model.guard import Guard, GuardDrops
@@ -49,12 +50,15 @@ class FakeGuard:
         )
 
 
-class NoLinks:
-    """No devices: the simulation's packets need none."""
+@dataclass(slots=True)
+class FakeLinks:
+    """Addresses, and no devices: the simulation's packets need none."""
+
+    held: frozenset[Address]
 
     def addresses(self) -> frozenset[Address]:
-        """None."""
-        return frozenset()
+        """The host's own, and service addresses that were moved here."""
+        return self.held
 
     def overlay_devices(self) -> tuple[OverlayDevice, ...]:
         """None."""
@@ -73,7 +77,10 @@ class SimHost:
     charon: FakeCharon = field(init=False)
     link: CharonLink | None = None
     """What the daemon has of it."""
+    links: FakeLinks = field(default_factory=lambda: FakeLinks(frozenset()))
     newest: Newest = field(default_factory=Newest)
+    claims: KnownClaims = NO_CLAIMS
+    """The state folder's memory of who holds service addresses."""
     engine: Engine | None = None
     ring: Keyring | None = None
     certificate: int = 1

@@ -15,13 +15,14 @@ from tests.sim.cast import EPOCH, identity, trust
 from tests.sim.charon_link import CharonLink
 from tests.sim.charons import Charons
 from tests.sim.directory import Directory
-from tests.sim.host import FakeGuard, NoLinks, SimHost
+from tests.sim.host import FakeGuard, FakeLinks, SimHost
 from tests.sim.kernel import EspPacket, FakeKernel, Packet
 from tests.sim.laws import Laws
 from tests.sim.standing import Standing, standings
 from tunsec.daemon.engine import Engine, Ports
 from tunsec.daemon.post import PostRoom
 from tunsec.daemon.scope import Scope
+from tunsec.keying.claims import ClaimBook
 from tunsec.keying.ring import Keyring
 from tunsec.machines.flow import PROTECTED, Phase
 from tunsec.model.aead import Aead, AeadSpeed
@@ -29,7 +30,7 @@ from tunsec.model.clock import Instant, WallTime
 from tunsec.model.errors import Unavailable
 from tunsec.model.event import EventsLost, KernelEvent
 from tunsec.model.flow import Child, ChildId
-from tunsec.model.names import MAX_SPI, MIN_SPI, Boot, FlowName, HostName, Spi
+from tunsec.model.names import MAX_SPI, MIN_SPI, Address, Boot, FlowName, HostName, Spi
 from tunsec.model.ownership import is_our_sp
 from tunsec.model.sa import SaId
 from tunsec.model.secret import Secret
@@ -93,6 +94,7 @@ class World:
     def _host(self, name: HostName) -> SimHost:
         kernel = FakeKernel(lambda: Instant(self.now))
         host = SimHost(name, kernel, FakeGuard(), Scope(name, self.intent, "sim"))
+        host.links = FakeLinks(frozenset(self.intent.host(name).addresses))
         self.charons.give(host, self.intent.host(name).addresses)
         self._wire(host, kernel)
         return host
@@ -187,8 +189,15 @@ class World:
         )
         directory = _SimDirectory(self, host.name, self._answering(host))
         host.link = CharonLink(self, host, self._in_this_life(host))
-        ports = Ports(host.kernel, host.guard, NoLinks(), directory, clock, entropy, host.link)
-        host.engine = Engine(host=host.name, ports=ports, post=post)
+        ports = Ports(host.kernel, host.guard, host.links, directory, clock, entropy, host.link)
+        book = ClaimBook(
+            identity(host.name, host.certificate),
+            trust(host.revoked),
+            owners={},
+            known=host.claims,
+        )
+        served = host.claims.served
+        host.engine = Engine(host=host.name, ports=ports, post=post, claims=book, served=served)
         host.on_start(host)
         if not self._with_engine(host, lambda engine: engine.start(host.scope)):
             self.crash(host)  # a daemon that cannot close does not run on
@@ -236,6 +245,7 @@ class World:
             return False
         if host.ring is not None:
             host.newest = host.ring.newest()
+            host.claims = host.engine.vips.remember()
         if host.link is not None and host.link.up and not host.link.engine.uses_ike:
             host.link.renew()  # directory keying has taken the last flow over
         return True
@@ -270,8 +280,30 @@ class World:
         self.laws.kernel_replaced(host)
         host.kernel = fresh
         host.guard.guard = None
+        host.links.held = frozenset(self.intent.host(host.name).addresses)
         host.closed.clear()
         self.tell(f"{host.name} rebooted")
+
+    # Service addresses
+
+    def move_in(self, host: SimHost, service: str) -> None:
+        """A service address comes to a host, whoever else has it."""
+        self.tell(f"{service} comes to {host.name}")
+        host.links.held |= self.service(service)
+        self.charons.address_comes(host, self.service(service))
+        self._with_engine(host, lambda engine: engine.on_links_changed())
+
+    def move_out(self, host: SimHost, service: str) -> None:
+        """A service address goes from a host."""
+        self.tell(f"{service} goes from {host.name}")
+        host.links.held -= self.service(service)
+        self._with_engine(host, lambda engine: engine.on_links_changed())
+
+    def service(self, name: str) -> frozenset[Address]:
+        """Addresses of a service."""
+        return next(
+            frozenset(one.addresses) for one in self.intent.service_addresses if one.name == name
+        )
 
     # Admins
 
@@ -517,4 +549,11 @@ class _SimDirectory:
     def withdraw(self, paths: Sequence[str], *, done: Callable[[Exception | None], None]) -> None:
         self.world.directory.remove(
             self.name, paths, lambda error: self.answer(lambda: done(error))
+        )
+
+    def claim(
+        self, service: str, token: int, body: bytes, *, done: Callable[[int | Exception], None]
+    ) -> None:
+        self.world.directory.claim(
+            self.name, service, token, body, lambda found: self.answer(lambda: done(found))
         )

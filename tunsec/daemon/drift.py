@@ -63,7 +63,8 @@ class Drift:
             if child.mark is not None
         }
         scope = scope.with_held(Held(scope.held.reqids, marks))
-        reqids = held_reqids(scope.children, sps)
+        moving = {address for service in scope.services for address in service.addresses}
+        reqids = held_reqids(scope.children, sps, moving=moving)
         reqids |= {child.id: child.reqid for child in running.children}
         return scope.with_held(Held(reqids, marks))
 

@@ -21,7 +21,9 @@ from tunsec.daemon.reconcile import IkeHolding
 from tunsec.daemon.sa_index import SaIndex
 from tunsec.daemon.scope import Scope
 from tunsec.daemon.tally import Tally
+from tunsec.daemon.vip_desk import VipDesk
 from tunsec.keying.chain import Trust
+from tunsec.keying.claims import ClaimBook
 from tunsec.keying.identity import Identity
 from tunsec.keying.paths import ConfirmationPath, OfferPath
 from tunsec.machines import offer as offers
@@ -74,7 +76,7 @@ from tunsec.model.event import (
 )
 from tunsec.model.flow import Child, ChildId, Keying
 from tunsec.model.ike_sa import IkeEvent
-from tunsec.model.names import HostName, OfferSeq, Reqid
+from tunsec.model.names import Address, HostName, OfferSeq, Reqid
 from tunsec.model.ownership import is_our_reqid
 from tunsec.model.sa import SaId
 from tunsec.plan.diff import Plan
@@ -131,8 +133,11 @@ class Engine:
         host: HostName,
         ports: Ports,
         post: PostRoom,
+        claims: ClaimBook,
+        served: Collection[str] = (),
         changed: Callable[[], None] = lambda: None,
     ) -> None:
+        """`served` are service addresses that an earlier life had here and had claimed."""
         self.host = host
         self.post = post
         self.pairs: dict[HostName, pair.PairState] = {}
@@ -153,6 +158,8 @@ class Engine:
         """Children that one keying still carries for the other."""
         self._alarms: Alarms[Target] = Alarms()
         self._queue: deque[_Queued] = deque()
+        self._here: frozenset[Address] = frozenset()
+        """Addresses of this host, when they were last seen."""
         self._closed = False
         self._installer = Installer(
             kernel=ports.kernel, keys=post, entropy=ports.entropy, children=self._keyed_by_pair
@@ -168,6 +175,17 @@ class Engine:
             is_directorys=lambda sa_id: self._index.owner(sa_id) is not None,
             on_pinned=self._ike_pinned,
             remove=lambda child, sa_id, inbound: self._remove(child, sa_id, inbound=inbound),
+            wake=self._run,
+        )
+        self.vips = VipDesk(
+            host=host,
+            boot=post.boot,
+            book=claims,
+            served=served,
+            directory=ports.directory,
+            clock=ports.clock,
+            entropy=ports.entropy,
+            refuse=post.refuse,
             wake=self._run,
         )
         self._drift = Drift(kernel=ports.kernel, counters=self.counters, troubles=self.troubles)
@@ -186,6 +204,8 @@ class Engine:
         Raises Unavailable or Refused when the kernel cannot hold block SPs: the caller must not
         run on, for nothing would be closed.
         """
+        self.vips.enter(scope, self._addresses_here())
+        scope = scope.with_holders(self.vips.holders())
         self.scope = scope = self._drift.with_held(scope, self.scope)
         self._drift.close(scope)
         self._put_guard()
@@ -202,11 +222,13 @@ class Engine:
         block SPs.
         """
         before = self.scope
-        scope = self._drift.with_held(scope, before)
+        scope = self._drift.with_held(scope.with_holders(before.holders), before)
         self._drift.close(scope)
         self.scope = scope
         self._put_guard()
         self._enter(scope)
+        self.vips.enter(scope, self._addresses_here())
+        self._follow_holders()
         self._tell_pairs(self.post.renew_grants(scope.grants))
         self._look()
         self._begin_keying()
@@ -221,6 +243,7 @@ class Engine:
         """
         renewed = identity.der_chain != self.post.chain
         self._tell_pairs(self.post.renew_identity(identity, trust))
+        self.vips.renew_identity(identity, trust, renewed=renewed)
         if renewed:
             self._queue.append(_Queued(OFFERS, RolloverWanted("our certificate is another one")))
         self._run()
@@ -241,17 +264,19 @@ class Engine:
 
     def deadline(self) -> Deadline | None:
         """When `tick` must be called at the latest."""
-        both = (self._alarms.next(), self.ike.deadline())
-        return min((one for one in both if one is not None), default=None)
+        all_three = (self._alarms.next(), self.ike.deadline(), self.vips.deadline())
+        return min((one for one in all_three if one is not None), default=None)
 
     def tick(self) -> None:
         """Time has passed."""
         self.ike.tick()
+        self.vips.tick()
         now = self._ports.clock.now()
         for target in self._alarms.due(now):
             match target:
                 case "dump":
                     self._look()
+                    self.vips.look(self._addresses_here())
                     self._check_guard()
                 case "guard":
                     self._check_guard()
@@ -272,7 +297,12 @@ class Engine:
         self._run()
 
     def on_records(self, records: Sequence[Record]) -> None:
-        """Records of the directory that are new or changed."""
+        """Records of the directory that are new or changed.
+
+        Claims first: what they take from a host must not be confirmed to it any more.
+        """
+        self.vips.take(records)
+        self._follow_holders()
         self._tell_pairs(self.post.take(records, frozenset(self.pairs)))
         self._watch_expiries()
         self._run()
@@ -312,7 +342,10 @@ class Engine:
         self._alarms.put(GUARD, Deadline(self._after(COALESCE), "guard table changed"))
 
     def on_links_changed(self) -> None:
-        """Devices or addresses changed: the guard lists tunnel devices."""
+        """Devices or addresses changed: the guard lists tunnel devices, and a service address may
+        have come or gone."""
+        self.vips.look(self._addresses_here())
+        self._follow_holders()
         if not self._guarding.stands(self.scope):
             self._put_guard()
         self._run()
@@ -341,6 +374,40 @@ class Engine:
         for state in self.pairs.values():
             for flow in state.flows.values():
                 yield state, flow
+
+    # Service addresses
+
+    def _addresses_here(self) -> frozenset[Address]:
+        """Addresses of this host; those that were there last while the kernel does not tell."""
+        try:
+            self._here = self._ports.links.addresses()
+        except (Refused, Unavailable) as error:
+            self.troubles.note(Part.LINKS, str(error))
+        else:
+            self.troubles.note(Part.LINKS, "")
+        return self._here
+
+    def _follow_holders(self) -> bool:
+        """Law 8: SAs over a service address are with its holder; those with the one before go in
+        the same step. Whether there was a move."""
+        holders = self.vips.holders()
+        if holders == self.scope.holders:
+            return False
+        log.info("service addresses moved", extra=fields(dict(holders)))
+        moved = self.scope.with_holders(holders)
+        try:
+            scope = self._drift.with_held(moved, self.scope)
+            self._drift.close(scope)
+        except (Refused, Unavailable) as error:
+            # What is wanted of the kernel is asked again; what was given to the one before goes.
+            self.troubles.note(Part.KERNEL, str(error))
+            scope = moved
+            self._look_soon("service addresses moved")
+        self.scope = scope
+        self._enter(scope)
+        self._look()
+        self._begin_keying()
+        return True
 
     # Scope
 
@@ -381,7 +448,10 @@ class Engine:
             known=scope.children,
         )
         self.post.set_addresses(scope.addresses)
-        for peer in dict.fromkeys((*by_peer, *self.pairs)):
+        # Who loses children comes first: another peer may get the same addresses.
+        left = {child.id for child in scope.children}
+        losing = [peer for peer, state in self.pairs.items() if state.flows.keys() - left]
+        for peer in dict.fromkeys((*losing, *by_peer, *self.pairs)):
             if peer not in self.pairs:
                 self.pairs[peer] = pair.PairState(peer)
             event = ChildrenChanged(tuple(by_peer.get(peer, ())))
@@ -646,7 +716,7 @@ class Engine:
         while not self._closed:
             if self._queue:
                 self._step(self._queue.popleft())
-            elif not self.ike.work() and not self._check_moves():
+            elif not (self._follow_holders() or self.ike.work() or self._check_moves()):
                 break
         self._changed()
 

@@ -25,6 +25,7 @@ class Part(StrEnum):
     GUARD = "guard"
     KERNEL = "kernel"
     OFFER = "offer"
+    LINKS = "links"
 
 
 @dataclass(slots=True)

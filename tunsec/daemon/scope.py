@@ -2,7 +2,7 @@
 the policy dropped and nobody has released yet."""
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from tunsec.daemon.reconcile import retired_blocks
@@ -14,8 +14,8 @@ from tunsec.model.guard import Guard, GuardedFlow, TunnelDevice
 from tunsec.model.names import Address, FlowName, HostName, Mark
 from tunsec.model.sp import Sp, SpId
 from tunsec.plan.image import Image
-from tunsec.policy.desired import NOTHING_HELD, Desired, Held, desired
-from tunsec.policy.intent import Intent
+from tunsec.policy.desired import NOBODY, NOTHING_HELD, Desired, Held, Holders, desired
+from tunsec.policy.intent import Intent, ServiceAddress
 from tunsec.ports import OverlayDevice
 
 OFFER_LIFETIME = Seconds(2 * 3600.0)
@@ -37,7 +37,8 @@ class Retired:
 
 @dataclass(frozen=True)
 class Scope:
-    """One host's responsibilities. `held` are the numbers that children already have."""
+    """One host's responsibilities. `held` are the numbers that children already have, `holders`
+    the hosts that hold service addresses."""
 
     host: HostName
     intent: Intent | None = None
@@ -45,6 +46,7 @@ class Scope:
     released: frozenset[FlowName] = frozenset()
     retired: tuple[Retired, ...] = ()
     held: Held = NOTHING_HELD
+    holders: Holders = field(default_factory=lambda: NOBODY)
 
     @classmethod
     def empty(cls, host: HostName) -> "Scope":
@@ -63,7 +65,7 @@ class Scope:
     def _desired(self) -> Desired | None:
         if self.managed is None:
             return None
-        return desired(self.managed, self.host, held=self.held)
+        return desired(self.managed, self.host, held=self.held, holders=self.holders)
 
     @property
     def children(self) -> tuple[Child, ...]:
@@ -122,8 +124,31 @@ class Scope:
         if self.intent is None:
             return {}
         return {
-            host.name: Grant(host.identity, frozenset(host.addresses)) for host in self.intent.hosts
+            host.name: Grant(
+                host.identity,
+                frozenset(host.addresses).union(
+                    *(
+                        one.addresses
+                        for one in self.intent.service_addresses
+                        if host.name in one.owners
+                    )
+                ),
+            )
+            for host in self.intent.hosts
         }
+
+    @property
+    def services(self) -> tuple[ServiceAddress, ...]:
+        """Service addresses of the flows in which this host takes part."""
+        if self.managed is None:
+            return ()
+        names = {
+            name
+            for flow in self.managed.flows
+            if self.host in flow.hosts
+            for name in flow.service_addresses
+        }
+        return tuple(one for one in self.managed.service_addresses if one.name in names)
 
     @property
     def rollover(self) -> RolloverRule | None:
@@ -147,6 +172,10 @@ class Scope:
         """The same, with children keeping the numbers they have in the kernel."""
         return replace(self, held=held)
 
+    def with_holders(self, holders: Holders) -> "Scope":
+        """The same, with service addresses where they are now."""
+        return replace(self, holders=holders)
+
     def with_policy(self, intent: Intent, source: str, *, keep_released: bool = False) -> "Scope":
         """The next policy.
 
@@ -154,7 +183,7 @@ class Scope:
         another port or fewer peers: nothing opens because a line was changed. `keep_released`
         leaves flows released that are declared as they were; else all are managed again.
         """
-        then = Scope(self.host, intent, source)
+        then = Scope(self.host, intent, source, holders=self.holders)
         if keep_released and self.intent is not None:
             same = set(self.intent.flows) & set(intent.flows)
             still = self.released & {flow.name for flow in same}
