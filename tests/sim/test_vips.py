@@ -1,5 +1,5 @@
-"""Stories of a service address: whoever has it, its peers have SAs with the one owner whose claim is
-the newest, and with nobody while that is open. Law 8 is checked after every step."""
+"""Stories of a service address: whoever has it, its peers have SAs with the one owner whose claim
+is the newest, and with nobody while that is open. Law 8 is checked after every step."""
 
 import pytest
 
@@ -10,6 +10,7 @@ from tests.sim.kernel import EspPacket, Packet
 from tests.sim.laws import Broken
 from tests.sim.world import World
 from tunsec.keying.claims import ClaimBook, KnownClaim
+from tunsec.keying.refusals import RefusalReason
 from tunsec.machines.vip import VipPhase
 from tunsec.model.flow import Keying
 from tunsec.model.names import HostName
@@ -225,7 +226,7 @@ def test_an_old_claim_opens_nothing_over_a_restart_too() -> None:
         moving.world.run(1.0)
         moving.served_by(moving.two)
         assert peer.engine is not None
-        assert peer.engine.post.refusals.counts["stale"] == 2
+        assert peer.engine.post.refusals.counts[RefusalReason.STALE] == 2
         if not again:
             moving.world.crash(peer)
             moving.world.start(peer)

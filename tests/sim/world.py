@@ -297,6 +297,9 @@ class World:
         """A service address goes from a host."""
         self.tell(f"{service} goes from {host.name}")
         host.links.held -= self.service(service)
+        for other in self.hosts.values():
+            if self.service(service) <= other.links.held:
+                self.charons.address_comes(other, self.service(service))
         self._with_engine(host, lambda engine: engine.on_links_changed())
 
     def service(self, name: str) -> frozenset[Address]:

@@ -315,6 +315,7 @@ class Engine:
     def on_directory_back(self) -> None:
         """The directory can be reached again."""
         self._queue.append(_Queued(OUTBOX, outbox.DirectoryBack()))
+        self.vips.on_directory_back()
         self._run()
 
     def on_ike_event(self, event: IkeEvent) -> None:

@@ -19,6 +19,7 @@ from tunsec.keying.paths import ClaimPath, parse_path
 from tunsec.keying.refusals import RecordRefused
 from tunsec.machines import vip
 from tunsec.machines.facts import TimerFired
+from tunsec.machines.outbox import DirectoryBack
 from tunsec.machines.vip import MakeClaim, VipPhase, VipState
 from tunsec.model.clock import Deadline
 from tunsec.model.names import Address, Boot, HostName
@@ -180,6 +181,12 @@ class VipDesk:
         if renewed:
             for name in self._owned:
                 self._tell(name, vip.ClaimOutdated())
+        self.work()
+
+    def on_directory_back(self) -> None:
+        """The directory can be reached again."""
+        for name in self._owned:
+            self._tell(name, DirectoryBack())
         self.work()
 
     def tick(self) -> None:

@@ -22,6 +22,7 @@ from typing import Final
 from tunsec.machines.backoff import backoff
 from tunsec.machines.facts import TimerFired
 from tunsec.machines.orders import Action
+from tunsec.machines.outbox import DirectoryBack
 from tunsec.machines.table import Table
 from tunsec.model.clock import Deadline, Instant, Seconds
 from tunsec.model.event import Event
@@ -140,6 +141,7 @@ class MakeClaim(Action):
 
 VipEvent = (
     TimerFired
+    | DirectoryBack
     | AddressArrived
     | AddressLeft
     | ClaimBelieved
@@ -221,6 +223,8 @@ def _take(state: VipState, event: VipEvent, now: Instant, fraction: float) -> Vi
         case TimerFired():
             late = state.retry_at is not None and state.retry_at <= now
             return replace(state, retry_at=None) if late else state
+        case DirectoryBack():
+            return replace(state, retry_at=None)
         case AddressArrived():
             return _to(state, VipFact.ARRIVED)
         case AddressLeft():
