@@ -42,7 +42,9 @@ PLACE_EVENTS: Final = (
 )
 """What tells that a folder goes away; UNMOUNT and IGNORED come unasked."""
 GONE_EVENTS: Final = Mask.DELETE_SELF | Mask.MOVE_SELF | Mask.UNMOUNT | Mask.IGNORED
-RECORD_EVENTS: Final = PLACE_EVENTS | Mask.CLOSE_WRITE | Mask.MOVED_TO | Mask.ATTRIB
+RECORD_EVENTS: Final = (
+    PLACE_EVENTS | Mask.CLOSE_WRITE | Mask.MOVED_TO | Mask.CREATE | Mask.ATTRIB
+)  # a claim is a new link
 
 T = TypeVar("T")
 Done = Callable[[Exception | None], None]

@@ -395,10 +395,12 @@ class Engine:
         if holders == self.scope.holders:
             return False
         log.info("service addresses moved", extra=fields(dict(holders)))
-        moved = self.scope.with_holders(holders)
+        before = self.scope
+        moved = before.with_holders(holders)
         try:
-            scope = self._drift.with_held(moved, self.scope)
+            scope = self._drift.with_held(moved, before)
             self._drift.close(scope)
+            self._drift.forsake(before, scope)
         except (Refused, Unavailable) as error:
             # What is wanted of the kernel is asked again; what was given to the one before goes.
             self.troubles.note(Part.KERNEL, str(error))

@@ -264,7 +264,7 @@ class VipDesk:
         else:
             self._served.discard(after.service)
         if before.phase is not after.phase:
-            told = {"service": after.service, "token": after.newest and after.newest.token}
+            told = {"service": after.service, "token": after.newest.token if after.newest else 0}
             log.info(f"{before.phase} -> {after.phase}", extra=fields(told))
         if after.error and after.error != before.error:
             log.warning(
