@@ -294,6 +294,8 @@ class Laws:
         for sa_id, sa, key in host.kernel.keyed_sas():
             if not is_our_sa(sa) or not self._services.keys() & {int(sa.src), int(sa_id.dst)}:
                 continue
+            if host.kernel.silent or sa_id in self._excused:
+                continue
             child = children.get(sa.reqid)
             if child is None:
                 if sa.reqid in used or not host.kernel.made_by_others(sa_id):

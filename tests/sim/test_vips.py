@@ -1,6 +1,9 @@
 """Stories of a service address: whoever has it, its peers have SAs with the one owner whose claim
 is the newest, and with nobody while that is open. Law 8 is checked after every step."""
 
+import os
+from collections.abc import Callable
+
 import pytest
 
 from tests.sim.aftermath import nothing_missing_nothing_left
@@ -8,13 +11,18 @@ from tests.sim.cast import QUIET, VIP, keyed_by_ike, policy, with_service_addres
 from tests.sim.host import SimHost
 from tests.sim.kernel import EspPacket, Packet
 from tests.sim.laws import Broken
+from tests.sim.vip_trial import vip_trial
 from tests.sim.world import World
+from tunsec.daemon.drift import Drift
+from tunsec.daemon.vip_desk import VipDesk
 from tunsec.keying.claims import ClaimBook, KnownClaim
 from tunsec.keying.refusals import RefusalReason
+from tunsec.machines import pair
 from tunsec.machines.vip import VipPhase
 from tunsec.model.flow import Keying
 from tunsec.model.names import HostName
 from tunsec.model.record import Claim
+from tunsec.policy.desired import Holders
 from tunsec.ports import Record
 
 SOON = 2.0
@@ -259,3 +267,42 @@ def test_an_old_token_that_is_accepted_is_caught() -> None:
         accepts_an_old_token(patch)
         with pytest.raises(Broken, match="law 8"):
             test_an_old_claim_opens_nothing_over_a_restart_too()
+
+
+def speaks_before_its_claim_has_landed(patch: pytest.MonkeyPatch) -> None:
+    """Whoever has the address takes itself for its holder."""
+    truly = VipDesk.holders
+
+    def holders(self: VipDesk) -> Holders:
+        here = {name: self._host for name, state in self._owned.items() if state.present}
+        return {**truly(self), **here}
+
+    patch.setattr(VipDesk, "holders", holders)
+
+
+def keeps_sas_with_the_holder_before(patch: pytest.MonkeyPatch) -> None:
+    """The peers of a former holder keep what they have with it until they look at the kernel."""
+    patch.setattr(pair, "_end", lambda flow, actions: None)
+    patch.setattr(Drift, "repair", lambda self, flows, ike, scope: None)
+
+
+@pytest.mark.parametrize(
+    "plant", [speaks_before_its_claim_has_landed, keeps_sas_with_the_holder_before]
+)
+def test_two_owners_at_once_are_caught(plant: Callable[[pytest.MonkeyPatch], None]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        plant(patch)
+        with pytest.raises(Broken, match="law 8"):
+            test_of_two_that_have_the_address_the_later_one_gets_it(Keying.DIRECTORY)
+
+
+SEEDS = max(1, int(os.environ.get("TUNSEC_SIM_SEEDS", "500")) // 10)
+CHUNK = 5
+"""Seeds of one test, so that several processes share them."""
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, CHUNK))
+def test_trouble_of_every_kind(first: int) -> None:
+    """Wherever the address goes meanwhile, and to however many."""
+    for seed in range(first, min(first + CHUNK, SEEDS)):
+        vip_trial(seed)

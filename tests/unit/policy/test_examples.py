@@ -41,6 +41,7 @@ def test_there_are_examples() -> None:
         "vxlan-cluster.yaml",
         "vxlan-ike.yaml",
         "mixed-keying.yaml",
+        "service-address.yaml",
     } <= {path.name for path in EXAMPLES}
 
 
