@@ -1,6 +1,7 @@
 """A service address that moves between two of three hosts, under traffic and with the wire watched:
 its peers speak with the one holder of the highest fencing token, in ESP, and with nobody else."""
 
+import shutil
 import socket
 import threading
 import time
@@ -17,6 +18,7 @@ from tunsec_lab.cluster import Cluster
 from tunsec_lab.host import Host, Lab
 from tunsec_lab.namespaces import inside
 from tunsec_lab.packets import protect
+from tunsec_lab.process import Process
 
 pytestmark = pytest.mark.needs("esp-ipv4", "esn", "nft-inet")
 
@@ -267,3 +269,43 @@ def test_what_cannot_be_claimed_does_not_move() -> None:
         wait_for(cluster, c, lambda one: one.here)
         assert any("not among its owners" in text for text in cluster.status(c).warnings)
         assert seen(cluster, c).holder == "b"
+
+
+@pytest.mark.skipif(shutil.which("keepalived") is None, reason="there is no keepalived here")
+def test_keepalived_moves_the_address() -> None:
+    """Killed on the host that has the address, it leaves the address there: the other host takes
+    it all the same, and is the one that is heard."""
+    with (
+        Lab("three-hosts", overlays_up=False) as lab,
+        serving(lab, "directory") as (cluster, traffic),
+    ):
+        a, b, c = lab.hosts.values()
+        since = time.monotonic()
+        first = keepalived(a, priority=110)
+        traffic.gap(a, since)
+        keepalived(b, priority=100)
+        held_by(cluster, a, 1)
+        since = time.monotonic()
+        first.kill9()
+        traffic.gap(b, since)
+        wait_for(cluster, c, lambda one: (one.holder, one.token) == ("b", 2))
+        assert wait_for(cluster, a, lambda one: one.state == "FENCED").here
+        assert not traffic.comes_to(a)
+
+
+def keepalived(host: Host, *, priority: int) -> Process:
+    """A real one on a host, which speaks VRRP every 0.2 s."""
+    config = host.folder / "keepalived.conf"
+    config.write_text(
+        "global_defs { vrrp_version 3 }\n"
+        "vrrp_instance vip {\n"
+        "  state BACKUP\n"
+        "  interface eth0\n"
+        "  virtual_router_id 51\n"
+        f"  priority {priority}\n"
+        "  advert_int 0.2\n"
+        f"  virtual_ipaddress {{ {VIP}/24 dev eth0 }}\n"
+        "}\n"
+    )
+    options = ["--dont-fork", "--log-console", "--vrrp", f"--use-file={config}"]
+    return host.spawn(["keepalived", *options], name="keepalived", own_run=True)

@@ -9,8 +9,10 @@ from tests.sim.cast import QUIET, VIP, policy, with_service_address
 from tests.sim.host import SimHost
 from tests.sim.ike_chaos import IkeChaos
 from tests.sim.laws import Broken
+from tests.sim.stream import Stream
 from tests.sim.trial import BACK_WITHIN, SETTLED_WITHIN, TROUBLE, Stage
 from tests.sim.world import World
+from tunsec.daemon.engine import FAREWELL
 from tunsec.machines.vip import VipPhase
 
 
@@ -80,9 +82,14 @@ def vip_trial(seed: int) -> World:
         world.apply(host, played.intent)
     world.run_until(world.protected, BACK_WITHIN)
     one_holds_it(world)
+    stream = Stream(world, pause=1.0)  # that a peer has moved to IKE is heard by its packets
+    stream.start()
     for host in world.hosts.values():
         world.apply(host, played.quiet)
     world.run_until(world.settled, SETTLED_WITHIN, look=1.0)
+    world.run(FAREWELL)
+    world.run_until(world.settled, SETTLED_WITHIN, look=1.0)
+    stream.stop()
     nothing_missing_nothing_left(world)
     return world
 
