@@ -1,11 +1,11 @@
 """The wire of a lab under watch, by a watch that has shown that it is not blind."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from tunsec_lab.capture import LeakWatch
 from tunsec_lab.host import Lab
-from tunsec_lab.packets import protect
+from tunsec_lab.packets import Protected, protect
 
 
 @contextmanager
@@ -20,22 +20,19 @@ def watched(
     tunnels = {(overlay.kind, overlay.port) for overlay in lab.topology.overlays}
     flows = [protect(kind, port=port) for kind, port in sorted(tunnels)]
     with LeakWatch(lab, protected=flows, count_esp_only=count_esp_only) as seen:
-        seen.prove_sees(lambda: speak_in_clear(lab))
+        seen.prove_sees(lab.speak_over_overlays)
         yield seen
         seen.assert_closed(needs_esp=needs_esp)
 
 
-def speak_in_clear(lab: Lab) -> None:
-    """The first host reaches every other one over each overlay that they share.
+@contextmanager
+def watched_flows(lab: Lab, flows: Mapping[Protected, Callable[[], object]]) -> Iterator[LeakWatch]:
+    """The same for flows of any kind, each with what sends its packets in clear.
 
-    Devices speak by themselves while they are up, so they go down before the watch looks again.
+    That must end so that nothing sends any more when the block begins.
     """
-    for host in lab.hosts.values():
-        host.raise_overlays()
-    first, *others = lab.hosts.values()
-    for overlay in lab.overlays_of(first):
-        for other in others:
-            if other.name in overlay.members:
-                assert first.reaches(other.overlay_addresses(overlay.name)[0])
-    for host in lab.hosts.values():
-        host.lower_overlays()
+    with LeakWatch(lab, protected=flows) as seen:
+        for speak in flows.values():
+            seen.prove_sees(speak)
+        yield seen
+        seen.assert_closed()

@@ -75,9 +75,11 @@ def policy(
     by_ike: int = 0,
     ike_rekey: float = 4 * 3600.0,
     dead_after: str = "never",
+    tenants: int = 0,
+    others: str = "blocked",
 ) -> Intent:
     """A cluster of `hosts` with VXLAN flows between all of them, on ports 4789, 4790, ...; the
-    first `by_ike` of them keyed by IKE.
+    first `by_ike` of them keyed by IKE. Each has so many `tenants`, and says so of `others`.
 
     `soft_packets` and `ike_rekey` may be lower than the language allows, so that few probes and
     little time reach them.
@@ -91,8 +93,11 @@ def policy(
     limit = "" if hard is None else f", hard: {hard}"
     lines += ["defaults:", f"  rekey: {{after: {after}{limit}}}", "flows:"]
     keying = ["ike"] * by_ike + ["directory"] * (flows - by_ike)
+    vnis = ", ".join(f"t{number}: {41 + number}" for number in range(tenants))
+    named = f", tenants: {{{vnis}}}, other_tenants: {others}" if tenants else ""
     lines += [
-        f"  overlay{number}: {{kind: vxlan, between: all, port: {4789 + number}, keying: {word}}}"
+        f"  overlay{number}: "
+        f"{{kind: vxlan, between: all, port: {4789 + number}, keying: {word}{named}}}"
         for number, word in enumerate(keying)
     ]
     lines += ["ike:", f"  dead_after: {dead_after}"]

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, NamedTuple
 from tests.sim.kernel import Packet
 from tunsec.daemon.scope import Scope
 from tunsec.machines import ike_peer, pair
-from tunsec.model.flow import Keying
+from tunsec.model.flow import Child, Keying
 from tunsec.model.ike import GIVES_UP_AFTER
-from tunsec.model.names import Address, HostName
+from tunsec.model.names import Address, HostName, Mark
 from tunsec.model.ownership import is_our_sa, is_our_sp
 from tunsec.model.record import Claim
 from tunsec.model.sa import Sa, SaId
 from tunsec.model.selector import UDP
 from tunsec.model.sp import Sp, SpDirection, SpId
+from tunsec.policy.desired import Held
 
 if TYPE_CHECKING:
     from tests.sim.host import SimHost
@@ -94,6 +95,7 @@ class Laws:
             self._only_what_is_ours(host)
             self._nothing_with_the_revoked(host)
             self._one_owner(host)
+            self._tenants_apart(host)
             self._promises(host)
             self._note_sas(host)
             changed.append(host)
@@ -128,7 +130,9 @@ class Laws:
     def may_drop(self, host: "SimHost", scope: Scope) -> None:
         """A policy takes children away here, while peers may still have theirs."""
         before = host.scope if host.engine is None else host.engine.scope
-        gone = {child.id for child in before.children} - {child.id for child in scope.children}
+        marks = {(one.id.flow, one.id.tenant): one.mark for one in before.children if one.mark}
+        then = {(one.id, one.mark) for one in scope.with_held(Held({}, marks)).children}
+        gone = {child.id for child in before.children if (child.id, child.mark) not in then}
         reqids = {child.reqid for child in before.children if child.id in gone}
         self.excuse(
             sa_id
@@ -316,6 +320,43 @@ class Laws:
         if holder == host.name and at not in host.links.held:
             self._break(f"law 8: {host.name} has SAs over {at} and not the address")
 
+    # Tenants
+
+    def _tenants_apart(self, host: "SimHost") -> None:
+        """What a tenant sends goes by its own SAs, and what its SAs decrypt bears its mark."""
+        if host.engine is None:
+            return  # which marks are in force, only the daemon's scope says
+        marked = {
+            child.reqid: child for child in host.engine.scope.children if child.mark is not None
+        }
+        owners: dict[Mark, set[object]] = {}
+        for child in marked.values():
+            if child.mark is not None:
+                owners.setdefault(child.mark, set()).add((child.id.flow, child.id.tenant))
+                self._by_its_own_sas(host, child, child.mark)
+        for mark, sharing in owners.items():
+            if len(sharing) > 1:
+                self._break(f"tenants: {host.name} gives {mark} to {sharing}")
+        for sa_id, sa, _ in host.kernel.keyed_sas():
+            owner = marked.get(sa.reqid)
+            if owner is None or sa_id.dst != owner.id.local or sa.output_mark == owner.mark:
+                continue
+            # charon has been told to end what has a mark of before; our SPs let none of it in.
+            late = host.kernel.made_by_others(sa_id) and sa.output_mark not in owners
+            if not late:
+                self._break(f"tenants: {host.name} has {sa_id} of {owner.id} without its mark")
+
+    def _by_its_own_sas(self, host: "SimHost", child: Child, mark: Mark) -> None:
+        for selector in child.outbound:
+            sent = Packet(
+                child.id.local, child.id.remote, UDP, 40_000, selector.dport.port, mark.value
+            )
+            sp = host.kernel.lookup(SpDirection.OUT, sent)
+            if sp is None or not is_our_sp(sp):
+                continue
+            if any(template.reqid != child.reqid for template in sp.templates):
+                self._break(f"tenants: {host.name} sends {child.id} by the SAs of another")
+
     # Promises
 
     def _promises(self, host: "SimHost") -> None:
@@ -343,9 +384,10 @@ class Laws:
 
 
 def packets(scope: Scope) -> frozenset[tuple[Packet, bool]]:
-    """A packet of each flow that a scope answers for, to and from each peer; True leaves."""
+    """A packet of each flow that a scope answers for, to and from each peer; True leaves. Those
+    that leave bear no mark, or that of any tenant."""
     return frozenset(
-        (Packet(own, peer, UDP, 40_000, port), True)
+        (Packet(own, peer, UDP, 40_000, port, mark), True)
         if outbound
         else (Packet(peer, own, UDP, 40_000, port), False)
         for flow in scope.guarded
@@ -354,6 +396,7 @@ def packets(scope: Scope) -> frozenset[tuple[Packet, bool]]:
         for own in scope.addresses
         if own.version == peer.version
         for outbound in (True, False)
+        for mark in (0, *(one.mark.value for one in flow.tenants if outbound))
     )
 
 

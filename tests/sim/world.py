@@ -15,7 +15,7 @@ from tests.sim.cast import EPOCH, identity, trust
 from tests.sim.charon_link import CharonLink
 from tests.sim.charons import Charons
 from tests.sim.directory import Directory
-from tests.sim.host import FakeGuard, FakeLinks, SimHost
+from tests.sim.host import FakeGuard, FakeLinks, NoMarks, SimHost
 from tests.sim.kernel import EspPacket, FakeKernel, Packet
 from tests.sim.laws import Laws
 from tests.sim.standing import Standing, standings
@@ -94,7 +94,7 @@ class World:
     def _host(self, name: HostName) -> SimHost:
         kernel = FakeKernel(lambda: Instant(self.now))
         host = SimHost(name, kernel, FakeGuard(), Scope(name, self.intent, "sim"))
-        host.links = FakeLinks(frozenset(self.intent.host(name).addresses))
+        host.links = FakeLinks(self.intent.host(name).addresses, kernel)
         self.charons.give(host, self.intent.host(name).addresses)
         self._wire(host, kernel)
         return host
@@ -189,7 +189,18 @@ class World:
         )
         directory = _SimDirectory(self, host.name, self._answering(host))
         host.link = CharonLink(self, host, self._in_this_life(host))
-        ports = Ports(host.kernel, host.guard, host.links, directory, clock, entropy, host.link)
+        host.links.kernel = host.kernel
+        ports = Ports(
+            host.kernel,
+            host.guard,
+            NoMarks(),
+            host.links,
+            host.rdma,
+            directory,
+            clock,
+            entropy,
+            host.link,
+        )
         book = ClaimBook(
             identity(host.name, host.certificate),
             trust(host.revoked),
@@ -401,9 +412,12 @@ class World:
     # Packets
 
     def packet(self, child: ChildId) -> Packet:
-        """A packet of a child, as its own host sends it."""
+        """A packet of a child, as its own host sends it: with its tenant's mark, which what the
+        guard says sets whether a daemon runs or not."""
         flow = next(flow for flow in self.intent.flows if flow.name == child.flow)
-        return Packet(child.local, child.remote, 17, 40_000, flow.port)
+        owner = next(host for host in self.hosts.values() if child.local in host.links.held)
+        mark = owner.guard.mark_of(child)
+        return Packet(child.local, child.remote, 17, 40_000, flow.port, mark)
 
     def probe(self, probe: Probe, owner: SimHost, child: ChildId) -> None:
         """Send one packet of a child to its peer."""

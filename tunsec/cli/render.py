@@ -50,7 +50,7 @@ def flow_row(flow: FlowStatus) -> Row:
     """A flow's cells, as FLOW_HEADS names them."""
     return (
         *(flow.flow, flow.kind, flow.peer, flow.tenant or "-", f"{flow.mode}/{flow.keying}"),
-        *(flow.state, flow.spi_in or "-", flow.spi_out or "-", flow.aead or "-"),
+        *(flow.state, flow.spi_in or "-", flow.spi_out or "-", _cipher(flow)),
         *(span(flow.age), span(flow.next_rollover), str(flow.rekeys)),
         *(size(flow.in_bytes), size(flow.out_bytes), str(flow.drops)),
     )
@@ -62,6 +62,12 @@ def service_row(service: ServiceStatus) -> Row:
         *(service.service, ", ".join(service.addresses), service.holder or "-"),
         *(str(service.token), service.state, ", ".join(service.owners)),
     )
+
+
+def _cipher(flow: FlowStatus) -> str:
+    """The AEAD, and what a NIC does of it."""
+    by = f" ({flow.offload})" if flow.offload != "none" else ""
+    return f"{flow.aead or '-'}{by}"
 
 
 def ike_row(flow: FlowStatus, ike: IkeStatus) -> Row:
@@ -154,6 +160,7 @@ def _guard_notes(status: Status) -> Iterable[str]:
                 (drops.clear_out, "leaving in clear"),
                 (drops.clear_in, "arriving in clear"),
                 (drops.local_injection, "sent by local users"),
+                (drops.cross_tenant, "from one tenant to another"),
             )
             if count
         ]

@@ -14,6 +14,7 @@ from tunsec.daemon.reconcile import (
     held_marks,
     held_reqids,
     late_of_charon,
+    marked_otherwise,
     overtaken,
     settled,
     want,
@@ -69,14 +70,18 @@ class Drift:
         reqids |= {child.id: child.reqid for child in running.children}
         return scope.with_held(Held(reqids, marks))
 
+    def marked_otherwise(self, scope: Scope) -> frozenset[ChildId]:
+        """Children whose inbound SAs set another mark than their SPs ask for."""
+        return marked_otherwise(scope.children, self._kernel.sas())
+
     def close(self, scope: Scope) -> None:
         """Block SPs and inbound protect SPs, before anything else; read back. Raises Refused.
 
         Another program's SP that stands where one of ours should is said and left alone (law 4),
         and the rest is closed; of that flow the guard table alone drops clear packets.
         """
-        wanted = want([FlowState(child) for child in scope.children], scope.blocks)
-        have = Image(sps=self._kernel.sps())
+        have = self._image()
+        wanted = want([FlowState(child) for child in scope.children], scope.blocks, have=have)
         found = plan(wanted, have)
         self._note_strangers(found, scope, have)
         missing = [step for step in found.steps if isinstance(step, AddSp | UpdateSp)]
@@ -129,7 +134,7 @@ class Drift:
         ]
         holdings = [replace(held[one], child=new[one]) for one in held.keys() & new.keys()]
         have = self._image()
-        wanted = want(then, scope.all_blocks(have), holdings)
+        wanted = want(then, scope.all_blocks(have), holdings, have=have)
         gone = [holding for one, holding in held.items() if one not in new]
         return plan(settled(wanted, have), without_charons(have, wanted, [*holdings, *gone]))
 
@@ -142,7 +147,7 @@ class Drift:
         """
         try:
             have = self._image()
-            wanted = want(flows, scope.all_blocks(have), ike)
+            wanted = want(flows, scope.all_blocks(have), ike, have=have)
             carried = {holding.child.id for holding in ike}
             others = {child.id: child for child in scope.children if child.id not in carried}
             late = late_of_charon(others.values(), have)

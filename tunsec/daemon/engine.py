@@ -5,7 +5,7 @@ is; daemon/service.py feeds it from asyncio.
 
 import logging
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,8 +16,9 @@ from tunsec.daemon.health import Counters, Part, Troubles
 from tunsec.daemon.ike_desk import IkeDesk
 from tunsec.daemon.install import Installer
 from tunsec.daemon.journal import fields, log_transition
+from tunsec.daemon.offload import Offloads
 from tunsec.daemon.post import News, PostRoom
-from tunsec.daemon.reconcile import IkeHolding
+from tunsec.daemon.reconcile import IkeHolding, outgrown
 from tunsec.daemon.sa_index import SaIndex
 from tunsec.daemon.scope import Scope
 from tunsec.daemon.tally import Tally
@@ -50,6 +51,7 @@ from tunsec.machines.orders import (
     InstallInbound,
     InstallOutbound,
     MakeOffer,
+    PassOver,
     PublishOffer,
     PublishRecord,
     ReadUsage,
@@ -74,14 +76,26 @@ from tunsec.model.event import (
     SpChanged,
     SpdFlushed,
 )
-from tunsec.model.flow import Child, ChildId, Keying
+from tunsec.model.flow import Child, ChildId, Keying, Kind, OffloadWish
 from tunsec.model.ike_sa import IkeEvent
 from tunsec.model.names import Address, HostName, OfferSeq, Reqid
 from tunsec.model.ownership import is_our_reqid
-from tunsec.model.sa import SaId
+from tunsec.model.sa import Sa, SaId
 from tunsec.plan.diff import Plan
 from tunsec.plan.ike_connection import IkeSetup
-from tunsec.ports import Clock, Directory, Entropy, GuardTable, Ike, Kernel, Links, Record
+from tunsec.plan.rdma import bypassed
+from tunsec.ports import (
+    Clock,
+    Directory,
+    Entropy,
+    GuardTable,
+    Ike,
+    Kernel,
+    Links,
+    Rdma,
+    Record,
+    VniMarking,
+)
 
 DUMP_EVERY: Final = Seconds(300.0)
 """Drift is seen through events; this dump finds what they missed."""
@@ -103,7 +117,9 @@ class Ports:
 
     kernel: Kernel
     guard: GuardTable
+    marks: VniMarking
     links: Links
+    rdma: Rdma
     directory: Directory
     clock: Clock
     entropy: Entropy
@@ -156,13 +172,22 @@ class Engine:
         self._tokens: dict[str, OfferSeq | tuple[HostName, int]] = {}
         self._moving: set[ChildId] = set()
         """Children that one keying still carries for the other."""
+        self._by_ike: dict[ChildId, int] = {}
+        """Packets that had come in for those by IKE when last looked."""
         self._alarms: Alarms[Target] = Alarms()
         self._queue: deque[_Queued] = deque()
         self._here: frozenset[Address] = frozenset()
         """Addresses of this host, when they were last seen."""
         self._closed = False
+        self._outgrown: frozenset[SaId] = frozenset()
+        """SAs whose successors were asked for."""
+        self.offloads = Offloads(kernel=ports.kernel, links=ports.links, entropy=ports.entropy)
         self._installer = Installer(
-            kernel=ports.kernel, keys=post, entropy=ports.entropy, children=self._keyed_by_pair
+            kernel=ports.kernel,
+            keys=post,
+            entropy=ports.entropy,
+            children=self._keyed_by_pair,
+            offloads=self.offloads,
         )
         self.ike = IkeDesk(
             host=host,
@@ -191,6 +216,7 @@ class Engine:
         self._drift = Drift(kernel=ports.kernel, counters=self.counters, troubles=self.troubles)
         self._guarding = Guarding(
             table=ports.guard,
+            marks=ports.marks,
             links=ports.links,
             counters=self.counters,
             troubles=self.troubles,
@@ -205,11 +231,11 @@ class Engine:
         run on, for nothing would be closed.
         """
         self.vips.enter(scope, self._addresses_here())
-        scope = scope.with_holders(self.vips.holders())
-        self.scope = scope = self._drift.with_held(scope, self.scope)
+        self.scope = scope = self._for_this_host(scope.with_holders(self.vips.holders()))
         self._drift.close(scope)
         self._put_guard()
         self._adopt(scope)
+        self._end(self._drift.marked_otherwise(scope))
         self._withdraw_leftovers()
         self._look()
         self._begin_keying()
@@ -222,10 +248,12 @@ class Engine:
         block SPs.
         """
         before = self.scope
-        scope = self._drift.with_held(scope.with_holders(before.holders), before)
+        scope = self._for_this_host(scope.with_holders(before.holders))
+        otherwise = self._drift.marked_otherwise(scope)
         self._drift.close(scope)
         self.scope = scope
         self._put_guard()
+        self._end(otherwise)
         self._enter(scope)
         self.vips.enter(scope, self._addresses_here())
         self._follow_holders()
@@ -275,6 +303,7 @@ class Engine:
         for target in self._alarms.due(now):
             match target:
                 case "dump":
+                    self._check_bypasses()
                     self._look()
                     self.vips.look(self._addresses_here())
                     self._check_guard()
@@ -339,21 +368,26 @@ class Engine:
         self._run()
 
     def on_guard_changed(self) -> None:
-        """Somebody, perhaps we, touched the guard table."""
+        """Somebody, perhaps we, touched the guard table or filters that mark."""
         self._alarms.put(GUARD, Deadline(self._after(COALESCE), "guard table changed"))
 
-    def on_links_changed(self) -> None:
-        """Devices or addresses changed: the guard lists tunnel devices, and a service address may
-        have come or gone."""
+    def on_links_changed(self, ifindexes: Collection[int] | None = None) -> None:
+        """These devices, or (None) any, or their addresses changed: the guard lists tunnel devices,
+        NICs carry SAs, and a service address may have come or gone. With a NIC the kernel drops
+        what it carried, and tells nobody."""
         self.vips.look(self._addresses_here())
         self._follow_holders()
         if not self._guarding.stands(self.scope):
             self._put_guard()
+        self._check_bypasses()
+        self.offloads.forget(ifindexes)
+        if any(child.offload is not OffloadWish.NONE for child in self.scope.children):
+            self._look_soon("devices changed")
         self._run()
 
     def plan_for(self, scope: Scope) -> Plan:
         """What `change_scope` would do to the kernel, besides the keys that follow."""
-        then = self._drift.with_held(scope, self.scope)
+        then = self._for_this_host(scope)
         return self._drift.foresee(self._flows(), self._holdings(), then)
 
     @property
@@ -381,7 +415,7 @@ class Engine:
     def _addresses_here(self) -> frozenset[Address]:
         """Addresses of this host; those that were there last while the kernel does not tell."""
         try:
-            self._here = self._ports.links.addresses()
+            self._here = frozenset(self._ports.links.addresses())
         except (Refused, Unavailable) as error:
             self.troubles.note(Part.LINKS, str(error))
         else:
@@ -398,7 +432,7 @@ class Engine:
         before = self.scope
         moved = before.with_holders(holders)
         try:
-            scope = self._drift.with_held(moved, before)
+            scope = self._for_this_host(moved)
             self._drift.close(scope)
             self._drift.forsake(before, scope)
         except (Refused, Unavailable) as error:
@@ -414,6 +448,37 @@ class Engine:
 
     # Scope
 
+    def _for_this_host(self, scope: Scope) -> Scope:
+        """A scope with the numbers that its children have, without those that devices bypass."""
+        return self._bypasses(self._drift.with_held(scope, self.scope))
+
+    def _bypasses(self, scope: Scope) -> Scope:
+        """When devices cannot be looked at, what is protected stays so, and nothing else begins."""
+        roce = [child for child in scope.declared if child.kind is Kind.ROCEV2]
+        if not roce:
+            return scope.with_bypassed({})
+        try:
+            devices, holders = self._ports.rdma.devices(), self._ports.links.addresses()
+        except (Refused, Unavailable) as error:
+            known = {child.id for child in self.scope.children}
+            return scope.with_bypassed(
+                {child.id: str(error) for child in roce if child.id not in known}
+            )
+        return scope.with_bypassed(bypassed(roce, devices, holders))
+
+    def _check_bypasses(self) -> None:
+        """RDMA devices come and go, and addresses move between devices."""
+        before, now = self.scope.bypassed, self._bypasses(self.scope).bypassed
+        if now == before:
+            return
+        for child, reason in now.items():
+            if child not in before:
+                log.error("cannot be protected", extra=fields({"child": child, "reason": reason}))
+        try:
+            self.change_scope(self.scope)
+        except (Refused, Unavailable) as error:
+            self.troubles.note(Part.KERNEL, str(error))
+
     def _adopt(self, scope: Scope) -> None:
         """Take over what an earlier life left, each SA with the keying that made it: the policy
         may have changed while nobody ran, and a move may not have been done."""
@@ -427,28 +492,30 @@ class Engine:
         self._tell_who_pins(adopted.moving)
         self._run()
 
-    def _enter(self, scope: Scope, adopted: Collection[ChildId] = ()) -> None:
-        """Give every pair its children; pairs that lose them all end. SAs of `adopted` children,
-        made by another keying than the policy's, are told of next."""
-        self._children.update({child.id: child for child in scope.children})
+    def _end(self, ended: Collection[ChildId]) -> None:
+        """Children whose SAs nobody can use any more: they end, to begin anew."""
+        if ended:
+            self._enter(self.scope, ended=ended)
+            self._enter(self.scope)
+
+    def _enter(
+        self, scope: Scope, adopted: Collection[ChildId] = (), *, ended: Collection[ChildId] = ()
+    ) -> None:
+        """Give every pair its children, but for `ended` ones; pairs that lose them all end. SAs of
+        `adopted` children, made by another keying than the policy's, are told of next."""
+        children = [child for child in scope.children if child.id not in ended]
+        self._children.update({child.id: child for child in children})
         carried = {
-            child.id
-            for child in scope.children
-            if child.id in adopted or self._carried_by_other(child)
+            child.id for child in children if child.id in adopted or self._carried_by_other(child)
         }
         self._tell_who_pins(carried)
         by_peer: dict[HostName, list[Child]] = {}
-        for child in scope.children:
+        for child in children:
             if child.keying is Keying.DIRECTORY or child.id in carried:
                 by_peer.setdefault(child.id.peer, []).append(child)
-        self.ike.set_children(
-            [
-                child
-                for child in scope.children
-                if child.keying is Keying.IKE or child.id in carried
-            ],
-            scope.intent,
-            known=scope.children,
+        self._give_ike(
+            (child for child in children if child.keying is Keying.IKE or child.id in carried),
+            known=children,
         )
         self.post.set_addresses(scope.addresses)
         # Who loses children comes first: another peer may get the same addresses.
@@ -469,15 +536,18 @@ class Engine:
         for peer in by_peer:
             self._alarms.put(("farewell", peer), None)
         self._moving = {
-            child.id
-            for child in scope.children
-            if child.id in adopted or self._carried_by_other(child)
+            child.id for child in children if child.id in adopted or self._carried_by_other(child)
         }
-        wanted = {child.id for child in scope.children}
+        wanted = {child.id for child in children}
         for child_id in [child_id for child_id in self._children if child_id not in wanted]:
             del self._children[child_id]
             self.active_since.pop(child_id, None)
             self.tallies.pop(child_id, None)
+
+    def _give_ike(self, children: Iterable[Child], *, known: Sequence[Child]) -> None:
+        """What charon shall carry, with a NIC or without; `known` are all there are."""
+        settled = [self.offloads.settled(child) for child in children]
+        self.ike.set_children(settled, self.scope.intent, known=known)
 
     def _check_moves(self) -> bool:
         """Children on their way from one keying to the other: the old one ends when it is empty.
@@ -522,10 +592,18 @@ class Engine:
     def _hear_peers(self) -> None:
         """Inbound SAs of directory keying go when the peer's records say that it has left them.
         Where no record can come any more, what arrives by IKE tells it: a CHILD_SA alone does
-        not, for the peer's daemon may have died before it sent on it."""
+        not, for the peer's daemon may have died before it sent on it, nor does what it carried
+        before, for the peer may have sent by IKE until a moment ago."""
+        before, self._by_ike = self._by_ike, {}
         for child_id in self._in_order(self._moving):
-            if self._awaits_peer(child_id) and self._heard_by_ike(child_id):
+            if not self._awaits_peer(child_id):
+                continue
+            packets = self._packets_by_ike(child_id)
+            if packets is None:
+                continue  # it is looked at again
+            if packets > before.get(child_id, packets):
                 self._queue.append(_Queued(("pair", child_id.peer), InboundTaken(child_id)))
+            self._by_ike[child_id] = packets
 
     def _awaits_peer(self, child: ChildId) -> bool:
         """Whether only the peer still sends by directory keying, as far as we know."""
@@ -536,15 +614,15 @@ class Engine:
             and any(sa.state is not SaState.REKEYED for sa in flow.inbound)
         )
 
-    def _heard_by_ike(self, child: ChildId) -> bool:
-        """Whether something came in on a CHILD_SA on which the peer sends."""
+    def _packets_by_ike(self, child: ChildId) -> int | None:
+        """What has come in on the newest CHILD_SA on which the peer sends; None if unknown."""
         flow = self.ike.flow(child)
         theirs = [] if flow is None else [one for one in flow.held if not one.own]
         try:
             found = [self._ports.kernel.sa(SaId(child.local, one.spi_in)) for one in theirs]
         except (Refused, Unavailable):
-            return False  # it is looked at again
-        return any(sa is not None and sa.usage.usage_packets > 0 for sa in found)
+            return None
+        return max((sa.usage.usage_packets for sa in found if sa is not None), default=0)
 
     def _tell_who_pins(self, children: Collection[ChildId]) -> None:
         """A child may have come to the keying that has its SPs already: the other one drains."""
@@ -557,6 +635,8 @@ class Engine:
     def _ike_pinned(self, child: ChildId) -> None:
         """IKE has the outbound SPs of a child: what directory keying has of it drains."""
         known = self._children.get(child)
+        if known is not None and known.offload is not OffloadWish.NONE:
+            self._look_soon("charon's SAs may be a NIC's: the inbound SPs follow them")
         if known is not None and known.keying is Keying.IKE and self._carried_by_pair(child):
             self._queue.appendleft(_Queued(("pair", child.peer), OutboundTaken(child)))
 
@@ -634,7 +714,7 @@ class Engine:
         failed = bool(self.troubles.guard)
         if not self._guarding.check(self.scope):
             self._alarms.put(GUARD, Deadline(self._after(RETRY), "guard is tried again"))
-        elif failed:
+        if failed and not self.troubles.guard:
             self._begin_keying()
 
     # Kernel
@@ -693,6 +773,7 @@ class Engine:
             return
         self.ike.hold_against(looked.sas)
         self._take_over(looked.late)
+        self._replace_outgrown(looked.sas)
         for sa_id in looked.lost:
             owner = self._index.owner(sa_id)
             if owner is None:
@@ -700,6 +781,21 @@ class Engine:
             log.warning("SA is gone", extra=fields({"sa": sa_id, "child": owner.child}))
             fact = SaLost(owner.child, sa_id.spi, owner.inbound, "SA was removed by another")
             self._queue.append(_Queued(("pair", owner.child.peer), fact))
+
+    def _replace_outgrown(self, sas: Mapping[SaId, Sa]) -> None:
+        """SAs that a device, the policy or the way to a peer has left behind get successors: the
+        next offer gives them keys, receiver first."""
+        self.offloads.forget_ways()
+        given = [flow.child for _, flow in self.ike.flows()]
+        if any(self.offloads.settled(self._children[one.id]) != one for one in given):
+            self._give_ike((self._children[one.id] for one in given), known=self.scope.children)
+        found = dict(outgrown(self._flows(), sas, self.offloads.nic))
+        new = found.keys() - self._outgrown
+        self._outgrown = frozenset(found)
+        if new:
+            reason = found[min(new, key=str)]
+            log.info("SAs are made anew", extra=fields({"sas": len(new), "reason": reason}))
+            self._queue.append(_Queued(OFFERS, RolloverWanted(reason)))
 
     def _take_over(self, late: Sequence[IkeAdopted]) -> None:
         """charon was still at work for children that IKE had let go of: the peer may send on what
@@ -784,6 +880,8 @@ class Engine:
                 self._answer(peer, [switched])
                 for keyed in switched.sas:
                     self._directory_pinned(keyed.child)
+            case PassOver():
+                self._installer.pass_over(action)
             case RemoveInbound(child, spi):
                 self._remove(child, SaId(child.local, spi), inbound=True)
             case RemoveOutbound(child, spi):

@@ -60,6 +60,7 @@ from tunsec.model.ike_sa import (
     ChildEstablished,
     ChildRekeyed,
     ChildSa,
+    ChildSaKeyed,
     ChildState,
     EventUnread,
     IkeEnded,
@@ -75,12 +76,14 @@ from tunsec.model.ike_sa import (
 from tunsec.model.names import HostName, Reqid, Spi
 from tunsec.model.sa import Sa, SaId
 from tunsec.plan.ike_connection import IkeSetup, Slot, ike_connection, slots
-from tunsec.plan.ike_options import ignored_options, orphaned_sas
+from tunsec.plan.ike_options import Ignored, ignored_options, orphaned_sas
 from tunsec.policy.intent import Intent
 from tunsec.ports import Clock, Entropy, Ike, Kernel
 
 WORDS_KEPT: Final = 4
 """Lines of charon's log that are kept of a connection, to tell why it failed."""
+POLICIES_KEPT: Final = 4
+"""Of each connection: how many policies in quick succession cost no packet."""
 _BEGINNING: Final = (CharonState.CREATED, CharonState.CONNECTING)
 _STANDING: Final = (CharonState.ESTABLISHED, CharonState.REKEYING)
 _ENDING: Final = (ChildState.DELETING, ChildState.DELETED, ChildState.DESTROYING)
@@ -99,6 +102,12 @@ class Connection:
     """By the name of a child configuration."""
     asked: Mapping[str, IkeChild] = field(default_factory=dict)
     """What charon was last given."""
+    asked_before: deque[Mapping[str, IkeChild]] = field(
+        default_factory=lambda: deque(maxlen=POLICIES_KEPT)
+    )
+    """What it was given before that, the newest first: what is made over IKE_SAs of then is so."""
+    asked_since: Instant | None = None
+    """When it was first given something in this life of the daemon."""
     made: dict[tuple[int, Spi], IkeChild] = field(default_factory=dict)
     """What CHILD_SAs were asked to be, by id and inbound SPI, where they are so."""
     ikes: dict[int, tuple[IkeSa, Instant]] = field(default_factory=dict)
@@ -336,10 +345,11 @@ class IkeDesk:
             return
         self._end_children(connection, ike, [child])
         try:
-            seen = self._seen_child(connection, ike, child, self._read(connection, child))
+            sas = self._read(connection, child)
         except (Refused, Unavailable):
             self._tell(connection.id, EventMissed())  # judged when the kernel can be asked
             return
+        seen = self._seen_child(connection, ike, child, sas, listed=False)
         if seen is not None:
             if seen.ignored:
                 log.error(
@@ -480,7 +490,12 @@ class IkeDesk:
         except Refused as error:
             self._answer(connection, LoadEnded(variant, str(error)))
             return
-        connection.asked = {child.name: child for child in wanted.children}
+        now_asked = {child.name: child for child in wanted.children}
+        if connection.asked and connection.asked != now_asked:
+            connection.asked_before.appendleft(connection.asked)
+        connection.asked = now_asked
+        if connection.asked_since is None:
+            connection.asked_since = self._clock.now()
         self._ike.load(wanted, done=done)
 
     def _initiate(self, connection: Connection, child: ChildId, slot: int) -> None:
@@ -601,7 +616,7 @@ class IkeDesk:
             self._end_children(connection, ike, ike.children)
         self._forget_made(connection, ikes)
         found = [
-            self._seen_child(connection, ike, child, self._read(connection, child))
+            self._seen_child(connection, ike, child, self._read(connection, child), listed=True)
             for ike in standing
             for child in ike.children
             if child.state not in _ENDING
@@ -648,8 +663,13 @@ class IkeDesk:
         ike: IkeSa,
         child: ChildSa,
         kernel: Mapping[SaId, Sa],
+        *,
+        listed: bool,
     ) -> SeenChild | None:
-        """A CHILD_SA as the machine sees it; None for one that is not of our configuration."""
+        """A CHILD_SA as the machine sees it; None for one that is not of our configuration.
+
+        One that is `listed` may be older than this life of the daemon.
+        """
         slot = connection.slots.get(child.name)
         keyed = child.keyed
         if slot is None or keyed is None or slot.child not in self._children:
@@ -657,15 +677,20 @@ class IkeDesk:
         name = (child.id, keyed.spi_in)
         # A CHILD_SA goes by what was asked when it was made; what is asked now, its successor has.
         now_asked = connection.asked.get(child.name)
-        asked = connection.made.get(name, now_asked)
-        local, remote = connection.id.local, connection.id.remote
+        asked: IkeChild | None = connection.made.get(name, now_asked)
         if asked is None:
             ignored = ""  # of an earlier life: it is held against the kernel when it is loaded
         else:
-            found = ignored_options(asked, child, kernel, local=local, remote=remote)
+            asked, found = self._held_against(connection, asked, child, kernel)
             ignored = "; ".join(map(str, found))
             if not ignored:
                 connection.made[name] = asked
+            elif (
+                listed
+                and all(one.renewable for one in found)
+                and self._is_inherited(connection, keyed)
+            ):
+                asked, ignored = None, ""
         return SeenChild(
             ike.id,
             child.id,
@@ -679,6 +704,36 @@ class IkeDesk:
             float(keyed.installed_for),
             outdated=asked != now_asked,
         )
+
+    def _held_against(
+        self,
+        connection: Connection,
+        asked: IkeChild,
+        child: ChildSa,
+        kernel: Mapping[SaId, Sa],
+    ) -> tuple[IkeChild, Sequence[Ignored]]:
+        """What a CHILD_SA was asked to be, and what of it is not so.
+
+        The policy may have changed while charons spoke of it, here before there.
+        """
+        local, remote = connection.id.local, connection.id.remote
+        found = ignored_options(asked, child, kernel, local=local, remote=remote)
+        if found:
+            for before in connection.asked_before:
+                former = before.get(child.name)
+                if former is not None and not ignored_options(
+                    former, child, kernel, local=local, remote=remote
+                ):
+                    return former, ()
+        return asked, found
+
+    def _is_inherited(self, connection: Connection, keyed: ChildSaKeyed) -> bool:
+        """Whether a CHILD_SA was made for an earlier life of the daemon, which may have had another
+        policy."""
+        since = connection.asked_since
+        # charon tells whole seconds. What comes up from now on is told by an event, and judged
+        # by what was asked.
+        return since is None or keyed.installed_for + 1 > self._clock.now() - since
 
     def _read(self, connection: Connection, child: ChildSa) -> dict[SaId, Sa]:
         """The two SAs of a CHILD_SA, as the kernel holds them; raises Refused or Unavailable."""

@@ -336,6 +336,7 @@ class PostRoom:
                     row.aead,
                     own_offer=row.reader_offer,
                     peer_offer=row.author_offer,
+                    esn=row.esn,
                 )
                 for row in said.receives
             ),
@@ -424,4 +425,5 @@ def _receives(keyed: Keyed) -> Receives:
         aead=keyed.aead,
         author_offer=keyed.own_offer,
         reader_offer=keyed.peer_offer,
+        esn=keyed.esn,
     )

@@ -5,25 +5,25 @@ from collections.abc import Iterator, Mapping
 from tunsec.daemon.engine import Engine
 from tunsec.daemon.ike_desk import Connection
 from tunsec.daemon.install import inbound_id, outbound_id
+from tunsec.daemon.offload import carried
 from tunsec.daemon.tally import Tally
 from tunsec.machines import pair
-from tunsec.machines.flow import PROTECTED
+from tunsec.machines.flow import PROTECTED, Phase
 from tunsec.machines.ike_flow import IkeFlow
 from tunsec.machines.ike_peer import blocked_reason, trouble
 from tunsec.model.clock import Instant
 from tunsec.model.flow import Child, Keying, Mode
 from tunsec.model.names import spi_hex
 from tunsec.model.sa import Sa, SaId
+from tunsec.plan.image import Image
 from tunsec.wire.control import ChildSaStatus, FlowStatus, IkeStatus
 
 
-def ike_flow_statuses(
-    engine: Engine, *, sas: Mapping[SaId, Sa], now: Instant
-) -> Iterator[FlowStatus]:
+def ike_flow_statuses(engine: Engine, *, have: Image, now: Instant) -> Iterator[FlowStatus]:
     """Every relation that IKE carries, with the counters of the SAs that are given."""
     for connection, flow in engine.ike.flows():
         if not flow.taken and not (flow.pinned is None and engine.is_moving(flow.child.id)):
-            yield _flow_status(engine, connection, flow, sas=sas, now=now)
+            yield _flow_status(engine, connection, flow, have=have, now=now)
 
 
 def _flow_status(
@@ -31,14 +31,14 @@ def _flow_status(
     connection: Connection,
     flow: IkeFlow,
     *,
-    sas: Mapping[SaId, Sa],
+    have: Image,
     now: Instant,
 ) -> FlowStatus:
     child = flow.child
     phase = flow.phase(now)
     active = flow.active
     tally = engine.tallies.get(child.id, Tally())
-    for sa in _installed(flow, sas):
+    for sa in _installed(flow, have.sas):
         tally = tally.plus(sa, inbound=sa.id.dst == child.id.local)
     inbound = next((one.spi_in for one in reversed(flow.held) if not one.own), None)
     if inbound is None:
@@ -54,11 +54,14 @@ def _flow_status(
         local=str(child.id.local),
         remote=str(child.id.remote),
         state=phase,
-        reason=engine.troubles.guard or blocked_reason(connection.state, flow, now),
+        reason=engine.troubles.guard
+        or (engine.offloads.refusal(child) if phase not in PROTECTED else "")
+        or blocked_reason(connection.state, flow, now),
         protected=phase in PROTECTED,
         spi_in=None if inbound is None else spi_hex(inbound),
         spi_out=None if flow.pinned is None else spi_hex(flow.pinned),
         aead=active.aead if active is not None else None,
+        offload=carried(child, inbound, flow.pinned, have),
         age=None if active is None else max(0.0, now - active.since),
         next_rollover=None if flow.rekey_at is None else max(0.0, flow.rekey_at - now),
         rekeys=flow.rekeys,
@@ -70,9 +73,17 @@ def _flow_status(
         warnings=(
             *((stands_in_the_way,) if stands_in_the_way and phase in PROTECTED else ()),
             *_moving_to_directory(engine, child),
+            *unmet_offload(engine, child, phase),
         ),
         ike=_ike_status(connection, flow, stands_in_the_way, now),
     )
+
+
+def unmet_offload(engine: Engine, child: Child, phase: Phase) -> Iterator[str]:
+    """Why SAs that still go on cannot have successors."""
+    refusal = engine.offloads.refusal(child) if phase in PROTECTED else ""
+    if refusal:
+        yield f"no new SAs: {refusal}"
 
 
 def moving_to_ike(engine: Engine, child: Child, now: Instant) -> tuple[str, ...]:

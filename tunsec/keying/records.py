@@ -65,6 +65,11 @@ MAX_ADDRESSES: Final = 256
 MAX_ROWS: Final = 65_536
 BOOT_DIGITS: Final = frozenset("0123456789abcdef")
 
+SHORT_BITS: Final = 32
+"""Said of an SA without ESN; nothing is said of the others."""
+
+_RECEIVES: Final = ("flow", "tenant", "src", "dst", "spi", "aead", "author_offer", "reader_offer")
+
 T = TypeVar("T")
 
 
@@ -178,6 +183,7 @@ def encode_confirmation(confirmation: Confirmation) -> bytes:
                     row.aead.value,
                     row.author_offer,
                     row.reader_offer,
+                    *(() if row.esn else (SHORT_BITS,)),
                 ]
                 for row in confirmation.receives
             ],
@@ -322,11 +328,10 @@ def _row(value: Json, where: str, names: tuple[str, ...]) -> Fields:
 
 
 def _parse_receives(value: Json, where: str) -> Receives:
-    fields = _row(
-        value,
-        where,
-        ("flow", "tenant", "src", "dst", "spi", "aead", "author_offer", "reader_offer"),
-    )
+    short = isinstance(value, list) and len(value) == len(_RECEIVES) + 1
+    fields = _row(value, where, (*_RECEIVES, "sequence_bits") if short else _RECEIVES)
+    if short:
+        fields.number("sequence_bits", low=SHORT_BITS, high=SHORT_BITS)
     row = _parse_sends_fields(fields)
     return Receives(
         row.flow,
@@ -337,6 +342,7 @@ def _parse_receives(value: Json, where: str) -> Receives:
         aead=_aead(fields.text("aead"), where),
         author_offer=OfferSeq(fields.number("author_offer", low=1)),
         reader_offer=OfferSeq(fields.number("reader_offer", low=1)),
+        esn=not short,
     )
 
 

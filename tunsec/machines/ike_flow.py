@@ -49,6 +49,9 @@ LEAST_DRAIN: Final = Seconds(0.5)
 """Longer than a packet is on its way, on a busy host too."""
 DELETE_AGAIN: Final = Seconds(5.0)
 """When charon is asked again to delete a CHILD_SA of whose end it has not told."""
+ASK_AFTER: Final = Seconds(0.2)
+"""When charon is asked to delete a CHILD_SA that has lost an SA. It deletes SAs itself right before
+it tells of it, and until it deletes one that others took away, the peer sends on it in vain."""
 LOOK_AFTER: Final = Seconds(1.0)
 """charon does not tell of an attempt that failed: we look."""
 ATTEMPT_LIMIT: Final = Seconds(15.0)
@@ -482,7 +485,7 @@ def lose_sa(flow: IkeFlow, spi: Spi, *, inbound: bool, now: Instant, fraction: f
                 state=CHILD.next(one.state, ChildFact.LOST),
                 check_at=one.check_at
                 if one.state is ChildState.DELETING
-                else Instant(now + LOOK_AFTER),
+                else Instant(now + ASK_AFTER),
             )
             held = tuple(lost if other is one else other for other in flow.held)
             flow = _without(replace(flow, held=held), one, now, fraction)

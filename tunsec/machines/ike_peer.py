@@ -60,8 +60,10 @@ from tunsec.model.errors import Bug
 from tunsec.model.flow import ChildId, Keying
 from tunsec.model.names import HostName
 
-HELP_AFTER: Final = Seconds(2.0)
-"""The host with the higher name waits this long for the other's first IKE_SA."""
+HELP_AFTER: Final = Seconds(0.5)
+"""The host with the higher name waits this long for the other's first IKE_SA: a handshake takes a
+tenth of it. A host that boots must not wait longer: to the other one it was dead, which tries
+seldom by now."""
 DOUBT_AFTER: Final = Seconds(5.0)
 """The peer makes an IKE_SA beside one that is younger than this only because both began at once."""
 LIST_EVERY: Final = Seconds(300.0)

@@ -61,6 +61,7 @@ class Receives:
     aead: Aead
     author_offer: OfferSeq
     reader_offer: OfferSeq
+    esn: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,9 @@ class Ignored:
     option: str
     asked: str
     found: str
+    renewable: bool = False
+    """The policy may have asked for it when the CHILD_SA was made. It protects all the same: until
+    its successor is there, it may carry traffic."""
 
     def __str__(self) -> str:
         return f"{self.option}: asked for {self.asked}, the kernel has {self.found}"
@@ -99,9 +102,12 @@ def _common(asked: IkeChild, sa: Sa, name: str) -> Iterator[Ignored]:
     wanted = [proposal for proposal in asked.proposals if proposal.aead is sa.aead]
     if not wanted:
         names = " or ".join(dict.fromkeys(proposal.aead for proposal in asked.proposals))
-        yield Ignored(f"esp_proposals ({name})", names, sa.aead or "another algorithm")
-    elif all(proposal.esn for proposal in wanted) and not sa.replay.esn:
-        yield Ignored(f"esp_proposals ({name})", "ESN", "32-bit sequence numbers")
+        found = sa.aead or "another algorithm"
+        yield Ignored(f"esp_proposals ({name})", names, found, renewable=sa.aead is not None)
+    elif all(proposal.esn is not sa.replay.esn for proposal in wanted):
+        numbers = ("ESN", "32-bit sequence numbers")
+        asked_for, has = reversed(numbers) if sa.replay.esn else numbers
+        yield Ignored(f"esp_proposals ({name})", asked_for, has, renewable=True)
     yield from _limits(asked, sa, name)
     if not _covers(asked, sa, inbound=name == "inbound"):
         yield Ignored(f"traffic selectors ({name})", _shown(asked), str(sa.selector))
@@ -117,10 +123,11 @@ def _limits(asked: IkeChild, sa: Sa, name: str) -> Iterator[Ignored]:
         ("packets", asked.packets, has.soft_packets, has.hard_packets),
     ):
         if hard != (limits.life or None):
-            yield Ignored(f"life_{kind} ({name})", str(limits.life), str(hard))
+            yield Ignored(f"life_{kind} ({name})", str(limits.life), str(hard), renewable=True)
         if not _drawn(limits, soft):
             earliest = (limits.rekey or 0) - limits.jitter
-            yield Ignored(f"rekey_{kind} ({name})", f"{earliest} to {limits.rekey}", str(soft))
+            span = f"{earliest} to {limits.rekey}"
+            yield Ignored(f"rekey_{kind} ({name})", span, str(soft), renewable=True)
 
 
 def _drawn(limits: Limits, soft: int | None) -> bool:
@@ -136,7 +143,7 @@ def _directed(asked: IkeChild, inbound: Sa | None, outbound: Sa | None) -> Itera
     if inbound is not None and not inbound.larval:
         if inbound.replay.window < asked.replay_window:
             window = str(inbound.replay.window)
-            yield Ignored("replay_window", str(asked.replay_window), window)
+            yield Ignored("replay_window", str(asked.replay_window), window, renewable=True)
         if inbound.id.mark != asked.mark_in:
             yield Ignored("mark_in", str(asked.mark_in), str(inbound.id.mark))
         if inbound.output_mark != asked.set_mark_in:
@@ -152,9 +159,9 @@ def _offload(asked: IkeChild, sa: Sa, name: str) -> Iterator[Ignored]:
     has = sa.offload.kind if sa.offload is not None else None
     wanted = {OffloadWish.CRYPTO: OffloadKind.CRYPTO, OffloadWish.PACKET: OffloadKind.PACKET}
     if asked.offload is OffloadWish.NONE and has is not None:
-        yield Ignored(f"hw_offload ({name})", "none", has)
+        yield Ignored(f"hw_offload ({name})", "none", has, renewable=True)
     elif asked.offload in wanted and has is not wanted[asked.offload]:
-        yield Ignored(f"hw_offload ({name})", asked.offload, has or "none")
+        yield Ignored(f"hw_offload ({name})", asked.offload, has or "none", renewable=True)
 
 
 def _covers(asked: IkeChild, sa: Sa, *, inbound: bool) -> bool:

@@ -10,11 +10,11 @@ outbound_sps      send only by one SA, pinned by its SPI
 import hashlib
 import ipaddress
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from tunsec.model.errors import Bug
-from tunsec.model.flow import Child, ChildId, Mode
+from tunsec.model.flow import Child, ChildId, Kind, Mode
 from tunsec.model.guard import GuardedFlow, TenantMark
 from tunsec.model.names import (
     Address,
@@ -25,14 +25,16 @@ from tunsec.model.names import (
     Reqid,
     Spi,
     TenantName,
+    Vni,
 )
 from tunsec.model.ownership import (
     REQID_FIRST,
-    REQID_LAST,
+    REQID_TRIAL,
     block_priority,
     is_our_reqid,
     protect_priority,
 )
+from tunsec.model.sa import Offload, OffloadKind
 from tunsec.model.selector import Selector, any_network
 from tunsec.model.sp import Sp, SpAction, SpDirection, SpId, Template
 from tunsec.policy.intent import Flow, Host, Intent, ServiceAddress
@@ -42,7 +44,7 @@ from tunsec.policy.values import LocalSenders, OtherTenants, Strangers
 REPLAY_WINDOW: Final = 1024
 """Packets. 64, the usual choice, drops honest packets that several queues put out of order."""
 
-_REQIDS: Final = REQID_LAST - REQID_FIRST + 1
+_REQIDS: Final = REQID_TRIAL - REQID_FIRST
 
 Holders = Mapping[str, HostName]
 """Who holds a service address now, by its name; one that nobody holds is not in it."""
@@ -51,6 +53,9 @@ NOBODY: Final[Holders] = {}
 
 Sharing = tuple[FlowName, TenantName | None]
 """Whose packets one mark names: a tenant's of a flow, or (None) all VNIs without a tenant."""
+
+_Marked = tuple[Kind, int, Vni | None]
+"""What a tunnel device can tell: its port, and the VNI, or (None) any that no tenant has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,31 +143,32 @@ def _hashed(parts: Iterable[object]) -> int:
 def assign_marks(intent: Intent, host: str, held: Mapping[Sharing, Mark]) -> dict[Sharing, Mark]:
     """A mark for each tenant of a host's flows: the one it holds, else one drawn from its name.
 
-    Marks are a host's own business: its peers may use others. What is held twice, or lies outside
-    of the policy's bits, counts as not held.
+    Flows on one port share the mark of a VNI: one tunnel device sends for all of them, and what
+    keeps their SPs apart is the peers. Marks are a host's own business: its peers may use others.
+    What is held twice, or lies outside of the policy's bits, counts as not held.
     """
     own = intent.host(host)
-    wanted = [
-        (flow.name, tenant)
+    wanted = {
+        (flow.name, tenant): (flow.kind, flow.port, vni)
         for flow in intent.flows
         if flow.tenants and own.name in flow.hosts
-        for tenant in _tenants(flow)
-    ]
-    taken: dict[int, Sharing] = {}
-    for sharing in wanted:
+        for tenant, vni in _tenants(flow).items()
+    }
+    assigned: dict[_Marked, int] = {}
+    for sharing, marked in wanted.items():
         number = intent.marks.number(held[sharing]) if sharing in held else None
-        if number is not None:
-            taken.setdefault(number, sharing)
-    assigned = {sharing: number for number, sharing in taken.items()}
-    for sharing in wanted:
-        if sharing in assigned:
+        if number is not None and number not in assigned.values():
+            assigned.setdefault(marked, number)
+    taken = set(assigned.values())
+    for sharing, marked in wanted.items():
+        if marked in assigned:
             continue
         number = _hashed((sharing[0], sharing[1] or "")) % intent.marks.tenants + 1
         while number in taken:
             number = number % intent.marks.tenants + 1
-        taken[number] = sharing
-        assigned[sharing] = number
-    return {sharing: intent.marks.tenant(assigned[sharing]) for sharing in wanted}
+        taken.add(number)
+        assigned[marked] = number
+    return {sharing: intent.marks.tenant(assigned[marked]) for sharing, marked in wanted.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,33 +210,54 @@ def desired(
     )
 
 
-def inbound_sps(child: Child) -> tuple[Sp, ...]:
-    """The SPs that accept a child's traffic.
+def inbound_sps(child: Child, offload: Offload | None = None) -> tuple[Sp, ...]:
+    """The SPs that accept a child's traffic, which comes by SAs with this offload.
 
-    Any SA of its reqid will do, so a rekey leaves them as they are.
+    Any SA of its reqid will do, so a rekey leaves them as they are. A NIC gets them only where it
+    delivers packets past the kernel, RDMA: of a packet without ESP, the kernel takes an SP that a
+    NIC has for checked (net/xfrm/xfrm_policy.c __xfrm_policy_check), and would let it in.
     """
     template = Template(src=child.id.remote, dst=child.id.local, reqid=child.reqid)
+    device = _of_whole_packets(offload) if child.kind is Kind.ROCEV2 else None
     return tuple(
-        _protect(selector, SpDirection.IN, template=template, child=child)
+        _protect(selector, SpDirection.IN, template=template, child=child, offload=device)
         for selector in child.inbound
     )
 
 
-def outbound_sps(child: Child, spi: Spi) -> tuple[Sp, ...]:
-    """The SPs that send a child's traffic by one SA: the template pins its SPI.
+def outbound_sps(child: Child, spi: Spi, offload: Offload | None = None) -> tuple[Sp, ...]:
+    """The SPs that send a child's traffic by one SA, with this offload: the template pins its SPI.
 
-    Without it the kernel would take the newest SA of the reqid, to the second.
+    Without it the kernel would take the newest SA of the reqid, to the second. An SA that a NIC
+    carries wholly is found only by an SP that the same NIC has (net/xfrm/xfrm_state.c
+    xfrm_state_find), and the other way round.
     """
     template = Template(src=child.id.local, dst=child.id.remote, reqid=child.reqid, spi=spi)
+    device = _of_whole_packets(offload)
     return tuple(
-        _protect(selector, SpDirection.OUT, template=template, child=child)
+        _protect(selector, SpDirection.OUT, template=template, child=child, offload=device)
         for selector in child.outbound
     )
 
 
-def _protect(selector: Selector, direction: SpDirection, *, template: Template, child: Child) -> Sp:
+def _of_whole_packets(offload: Offload | None) -> Offload | None:
+    """What an SP needs for an SA with this offload. Its direction is in its id: the kernel refuses
+    to be told it twice."""
+    if offload is None or offload.kind is not OffloadKind.PACKET:
+        return None
+    return replace(offload, inbound=False)
+
+
+def _protect(
+    selector: Selector,
+    direction: SpDirection,
+    *,
+    template: Template,
+    child: Child,
+    offload: Offload | None,
+) -> Sp:
     sp_id = SpId(selector, direction, mark=child.mark)
-    return Sp(sp_id, child.priority, SpAction.ALLOW, (template,))
+    return Sp(sp_id, child.priority, SpAction.ALLOW, (template,), offload=offload)
 
 
 def _peers(intent: Intent, own: Host, *, flow: Flow) -> list[Host]:
@@ -275,10 +302,11 @@ def _ownable(intent: Intent, flow: Flow) -> _Moving:
     return held
 
 
-def _tenants(flow: Flow) -> tuple[TenantName | None, ...]:
-    """Who has SAs of a flow: each tenant, and (None) all other VNIs together, unless blocked."""
-    named = tuple(tenant.name for tenant in flow.tenants)
-    return (*named, None) if flow.other_tenants is OtherTenants.SHARED else named
+def _tenants(flow: Flow) -> dict[TenantName | None, Vni | None]:
+    """Who has SAs of a flow, for which VNI: each tenant, and (None) all other VNIs together,
+    unless they are blocked."""
+    named: dict[TenantName | None, Vni | None] = {one.name: one.vni for one in flow.tenants}
+    return {**named, None: None} if flow.other_tenants is OtherTenants.SHARED else named
 
 
 def _child(
@@ -303,6 +331,7 @@ def _child(
         aeads=flow.aeads,
         replay_window=REPLAY_WINDOW,
         offload=flow.offload,
+        esn=flow.esn,
         mark=marks[flow.name, child_id.tenant] if flow.tenants else None,
     )
 

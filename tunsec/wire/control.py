@@ -77,6 +77,8 @@ class FlowStatus:
     spi_in: str | None = None
     spi_out: str | None = None
     aead: str | None = None
+    offload: str = "none"
+    """What a NIC does of ESP, as read back: `none`, `crypto` or `packet`."""
     age: float | None = None
     next_rollover: float | None = None
     rekeys: int = 0
@@ -98,6 +100,7 @@ class FlowDrops:
     clear_out: int = 0
     clear_in: int = 0
     local_injection: int = 0
+    cross_tenant: int = 0
 
 
 @dataclass(frozen=True, slots=True)

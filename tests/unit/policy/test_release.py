@@ -40,9 +40,6 @@ def test_every_kind_is_in_this_release(kind: Kind) -> None:
     ("key", "value"),
     [
         ("mode", "ktls"),
-        ("offload", "crypto"),
-        ("offload", "packet"),
-        ("offload", "auto"),
         ("on_reconnect", "keep"),
     ],
 )

@@ -1,0 +1,208 @@
+"""RDS messages from one host to another and back, each compared byte by byte.
+
+One process at each end, of this file, started without the rest of the package so that it starts
+fast. Python's socket module knows RDS over IPv4 only, so libc is called with the addresses as the
+kernel has them.
+"""
+
+import argparse
+import ctypes
+import json
+import os
+import signal
+import socket
+import struct
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from tunsec_lab.host import Host
+    from tunsec_lab.process import Process
+
+AF_RDS: Final = 21
+PORT: Final = 4000
+"""Of the listener's RDS socket; nothing to do with TCP's."""
+LARGEST: Final = 1 << 20
+"""net/rds/rds.h, RDS_MAX_MSG_SIZE."""
+SIZES: Final = (1, 7, 4095, 4096, 4097, 65536, 300_001, LARGEST)
+PAUSE_SECONDS: Final = 0.02
+"""Between messages of a talker without an end: others need the processor too."""
+BUFFER_BYTES: Final = 8 * LARGEST
+SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
+
+
+class RdsReport(NamedTuple):
+    """Messages that a talker sent, and those that came back as they had gone."""
+
+    sent: int
+    echoed: int
+    bytes: int
+
+
+class RdsTalk:
+    """A talker on one host whose every message the other host sends back.
+
+    `with RdsTalk(a, b, sizes=SIZES) as talk: talk.wait()`. Without sizes it goes on with messages
+    of 8,000 bytes until the end of the block; then there is `talk.report`.
+    """
+
+    def __init__(
+        self,
+        source: "Host",
+        target: "Host",
+        *,
+        version: int = 4,
+        sizes: Iterable[int] = (),
+        port: int = PORT,
+    ) -> None:
+        self.source, self.target, self.port = source, target, port
+        self.near = str(source.ipv4 if version == 4 else source.ipv6)
+        self.far = str(target.ipv4 if version == 4 else target.ipv6)
+        self.sizes = tuple(sizes)
+        self.report = RdsReport(0, 0, 0)
+
+    def __enter__(self) -> "RdsTalk":
+        self.echo = self._start(self.target, "echo", f"--near={self.far}")
+        self.echo.wait_for_line("^ready")
+        sizes = [str(size) for size in self.sizes]
+        self.talker = self._start(
+            self.source, "talk", f"--near={self.near}", f"--far={self.far}", *sizes
+        )
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            self.stop()
+
+    def _start(self, host: "Host", role: str, *options: str) -> "Process":
+        argv = [sys.executable, "-I", "-S", __file__, role, f"--port={self.port}", *options]
+        return host.spawn(argv, name=f"rds-{role}")
+
+    def progress(self) -> int:
+        """Messages that have come back so far."""
+        return self.talker.output().count("back ")
+
+    def wait_for_more(self, count: int = 20, *, timeout: float = 30.0) -> None:
+        """Until so many more messages are back."""
+        self.talker.wait_for_line(rf"^back {self.progress() + count}$", timeout=timeout)
+
+    def wait(self, *, timeout: float = 60.0) -> RdsReport:
+        """Until every message of the given sizes is back."""
+        said = json.loads(self.talker.wait_for_line(r"^\{.*\}$", timeout=timeout).group())
+        self.report = RdsReport(said["sent"], said["echoed"], said["bytes"])
+        return self.report
+
+    def stop(self) -> RdsReport:
+        """Ends both ends; the message under way still comes back."""
+        self.talker.signal(signal.SIGTERM)
+        self.wait()
+        self.talker.wait()
+        self.echo.terminate()
+        return self.report
+
+
+def tcp_connections(host: "Host") -> list[str]:
+    """Those of RDS in the kernel, as `ss` shows them; the listening ones left out."""
+    listed = host.run(["ss", "-Htn", "sport = :16385 or dport = :16385"]).stdout
+    return listed.splitlines()
+
+
+# -- the two ends, as programs ----------------------------------------------------------------
+
+
+class RdsSocket:
+    """A bound RDS socket of either family."""
+
+    def __init__(self, address: str, port: int) -> None:
+        self.socket = socket.socket(AF_RDS, socket.SOCK_SEQPACKET)
+        self.socket.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, BUFFER_BYTES)
+        self.socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER_BYTES)
+        self.taken = ctypes.create_string_buffer(LARGEST + 1)
+        self.libc = ctypes.CDLL(None, use_errno=True)
+        name = socket_address(address, port)
+        self._checked(self.libc.bind(self.socket.fileno(), name, len(name)))
+
+    def send(self, message: bytes, name: bytes) -> None:
+        """To a socket address; returns when RDS has it."""
+        self._checked(
+            self.libc.sendto(
+                self.socket.fileno(), message, ctypes.c_size_t(len(message)), 0, name, len(name)
+            )
+        )
+
+    def receive(self) -> tuple[bytes, bytes]:
+        """A message, and the socket address it came from."""
+        name, length = ctypes.create_string_buffer(28), ctypes.c_uint(28)
+        taken = self._checked(
+            self.libc.recvfrom(
+                self.socket.fileno(),
+                self.taken,
+                ctypes.c_size_t(len(self.taken)),
+                0,
+                name,
+                ctypes.byref(length),
+            )
+        )
+        return ctypes.string_at(self.taken, taken), name.raw[: length.value]
+
+    @staticmethod
+    def _checked(result: int) -> int:
+        if result < 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+        return result
+
+
+def socket_address(address: str, port: int) -> bytes:
+    """struct sockaddr_in or sockaddr_in6."""
+    if ":" in address:
+        packed = socket.inet_pton(socket.AF_INET6, address)
+        return struct.pack("=H2sI16sI", socket.AF_INET6, port.to_bytes(2), 0, packed, 0)
+    packed = socket.inet_aton(address)
+    return struct.pack("=H2s4s8x", socket.AF_INET, port.to_bytes(2), packed)
+
+
+def echo(options: argparse.Namespace) -> None:
+    sock = RdsSocket(options.near, options.port)
+    print("ready", flush=True)
+    while True:
+        sock.send(*sock.receive())
+
+
+def talk(options: argparse.Namespace) -> None:
+    """One message at a time; a message of another size or content than was sent does not count."""
+    sock, far = RdsSocket(options.near, 0), socket_address(options.far, options.port)
+    stopping: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: stopping.append(number))
+    signal.siginterrupt(signal.SIGTERM, False)
+    sizes = iter(options.sizes) if options.sizes else iter(lambda: 8000, 0)
+    sent = echoed = total = 0
+    for size in sizes:
+        if stopping:
+            break
+        message = os.urandom(size)
+        sock.send(message, far)
+        sent += 1
+        back, _ = sock.receive()
+        echoed += back == message
+        total += size
+        print(f"back {sent}", flush=True)
+        time.sleep(0.0 if options.sizes else PAUSE_SECONDS)
+    print(json.dumps({"sent": sent, "echoed": echoed, "bytes": total}), flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("role", choices=("talk", "echo"))
+    parser.add_argument("--near", required=True)
+    parser.add_argument("--far", default="")
+    parser.add_argument("--port", type=int, default=PORT)
+    parser.add_argument("sizes", type=int, nargs="*")
+    options = parser.parse_args(arguments)
+    (talk if options.role == "talk" else echo)(options)
+
+
+if __name__ == "__main__":
+    main()

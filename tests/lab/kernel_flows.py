@@ -1,0 +1,47 @@
+"""Traffic of flows that need no overlay: RDS over TCP and RoCE, protected or in clear."""
+
+from tunsec_lab.host import Host, Lab
+from tunsec_lab.probe import Probe
+from tunsec_lab.rds import SIZES, RdsTalk
+from tunsec_lab.roce import RdmaTransfer, Verb
+
+
+def talk(one: Host, other: Host, *, version: int) -> None:
+    """RDS messages of all sizes go there and come back as they were."""
+    with RdsTalk(one, other, version=version, sizes=SIZES) as talking:
+        assert talking.wait().echoed == len(SIZES)
+
+
+def rds_in_clear(lab: Lab) -> None:
+    """Over IPv4 the smaller address dials, over IPv6 the larger one.
+
+    RDS keeps its connections, and speaks on them by itself: the hosts are rebooted.
+    """
+    a, b = lab.hosts.values()
+    for one, other, version in ((a, b, 4), (b, a, 6)):
+        talk(one, other, version=version)
+    for host in (a, b):
+        host.destroy()
+    for host in (a, b):
+        host.recreate()
+
+
+def transfer(one: Host, other: Host, *, verb: Verb, version: int) -> int:
+    """Returns when the other end has acknowledged all of so many bytes."""
+    with RdmaTransfer(one, other, verb=verb, version=version) as running:
+        running.wait()
+    return running.bytes
+
+
+def rdma_in_clear(lab: Lab) -> None:
+    """Over both families; the hosts have their Soft-RoCE devices."""
+    a, b = lab.hosts.values()
+    for version in (4, 6):
+        transfer(a, b, verb=Verb.WRITE, version=version)
+
+
+def datagrams(one: Host, other: Host, *, port: int, count: int = 20) -> int:
+    """How many of so many datagrams over IPv4 arrived."""
+    with Probe(one, other, to=other.ipv4, rate=200, count=count, port=port) as probe:
+        probe.wait()
+    return probe.report.received
