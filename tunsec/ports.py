@@ -114,7 +114,7 @@ class Record:
     """A signed or authenticated record as the directory holds it; nothing in it is trusted yet."""
 
     path: str
-    """`offers/HOST` or `confirmations/READER/AUTHOR`."""
+    """`offers/HOST`, `confirmations/READER/AUTHOR` or `claims/SERVICE.TOKEN`."""
     body: bytes
 
 
@@ -129,6 +129,16 @@ class Directory(Protocol):
 
     def withdraw(self, paths: Sequence[str], *, done: Callable[[Exception | None], None]) -> None:
         """Delete records; that one is not there is no error."""
+        ...
+
+    def claim(
+        self, service: str, token: int, body: bytes, *, done: Callable[[int | Exception], None]
+    ) -> None:
+        """Write `claims/SERVICE.TOKEN` if neither it nor one of a higher token is there.
+
+        `done(0)` when it is durable, and then those of lower tokens go; else the highest token that
+        is there, or the error: then it may be there or not.
+        """
         ...
 
 

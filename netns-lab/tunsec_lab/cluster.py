@@ -33,14 +33,15 @@ class Cluster:
     """Daemons of a lab. Hosts bear the same names in the lab and in the policy.
 
     `flows` is the `flows:` part of the policy as YAML, `defaults` its `defaults:`, `ike` its
-    `ike:`. The CA and what it issued are `age` seconds old. `charons` are those that were
-    started, by host.
+    `ike:`, `services` its `service_addresses:`. The CA and what it issued are `age` seconds old.
+    `charons` are those that were started, by host.
     """
 
     lab: Lab
     flows: str = "  overlay: {kind: vxlan, between: all}\n"
     defaults: str = "  {}\n"
     ike: str = "  {}\n"
+    services: str = "  {}\n"
     age: float = 0.0
     daemons: dict[str, Process] = field(default_factory=dict)
     charons: dict[str, LabCharon] = field(default_factory=dict)
@@ -88,6 +89,7 @@ class Cluster:
         return (
             f"{head}\ndefaults:\n{self.defaults if defaults is None else defaults}"
             f"ike:\n{self.ike if ike is None else ike}"
+            f"service_addresses:\n{self.services}"
             f"flows:\n{self.flows if flows is None else flows}"
         )
 

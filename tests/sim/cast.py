@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Iterable
 from dataclasses import replace
+from ipaddress import ip_address
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -14,7 +15,7 @@ from tunsec.keying.identity import Identity
 from tunsec.model.clock import Seconds, WallTime
 from tunsec.model.flow import Keying
 from tunsec.model.names import HostName
-from tunsec.policy.intent import Intent, parse_policy
+from tunsec.policy.intent import Intent, ServiceAddress, parse_policy
 
 EPOCH = WallTime(1_800_000_000.0)
 """Wall time at which every simulation begins."""
@@ -110,6 +111,21 @@ def policy(
             replace(flow, rekey=replace(flow.rekey, soft_packets=soft_packets))
             for flow in intent.flows
         ),
+    )
+
+
+VIP = "vip"
+
+
+def with_service_address(intent: Intent, owners: Iterable[str]) -> Intent:
+    """The same policy with a service address in every flow, which these hosts may hold."""
+    service = ServiceAddress(
+        VIP, (ip_address("198.51.100.7"),), tuple(HostName(owner) for owner in owners)
+    )
+    return replace(
+        intent,
+        service_addresses=(service,),
+        flows=tuple(replace(flow, service_addresses=(VIP,)) for flow in intent.flows),
     )
 
 

@@ -8,6 +8,7 @@ from tests.sim.charon_link import CharonLink
 from tests.sim.kernel import FakeKernel, Packet
 from tunsec.daemon.engine import Engine
 from tunsec.daemon.scope import Scope
+from tunsec.keying.claims import NO_CLAIMS, KnownClaims
 from tunsec.keying.newest import Newest
 from tunsec.keying.ring import Keyring
 from tunsec.model.errors import Unavailable
@@ -79,12 +80,13 @@ class FakeLinks:
     NIC at most packets go to every peer."""
 
     def __init__(self, addresses: Iterable[Address], kernel: FakeKernel) -> None:
-        self._addresses = dict.fromkeys(addresses, "eth0")
+        self.held = frozenset(addresses)
+        """The host's own, and service addresses that were moved here."""
         self.kernel = kernel
 
     def addresses(self) -> Mapping[Address, str]:
-        """This host's."""
-        return self._addresses
+        """What it holds."""
+        return dict.fromkeys(sorted(self.held, key=str), "eth0")
 
     def overlay_devices(self) -> tuple[OverlayDevice, ...]:
         """None."""
@@ -128,8 +130,11 @@ class SimHost:
     charon: FakeCharon = field(init=False)
     link: CharonLink | None = None
     """What the daemon has of it."""
+    links: FakeLinks = field(init=False)
     rdma: FakeRdma = field(default_factory=FakeRdma)
     newest: Newest = field(default_factory=Newest)
+    claims: KnownClaims = NO_CLAIMS
+    """The state folder's memory of who holds service addresses."""
     engine: Engine | None = None
     ring: Keyring | None = None
     certificate: int = 1

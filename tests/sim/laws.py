@@ -9,8 +9,9 @@ from tunsec.daemon.scope import Scope
 from tunsec.machines import ike_peer, pair
 from tunsec.model.flow import Child, Keying
 from tunsec.model.ike import GIVES_UP_AFTER
-from tunsec.model.names import HostName, Mark
+from tunsec.model.names import Address, HostName, Mark
 from tunsec.model.ownership import is_our_sa, is_our_sp
+from tunsec.model.record import Claim
 from tunsec.model.sa import Sa, SaId
 from tunsec.model.selector import UDP
 from tunsec.model.sp import Sp, SpDirection, SpId
@@ -55,7 +56,7 @@ _NOTHING = _Sas()
 
 
 class Laws:
-    """Holds the world to laws 1 to 4 and the machines' own promises."""
+    """Holds the world to laws 1 to 4 and 8, and the machines' own promises."""
 
     def __init__(self, world: "World") -> None:
         self._world = world
@@ -69,6 +70,13 @@ class Laws:
         self._owners = {
             int(address): host.name for host in world.intent.hosts for address in host.addresses
         }
+        self._services = {
+            int(address): service.name
+            for service in world.intent.service_addresses
+            for address in service.addresses
+        }
+        self._claims: dict[tuple[str, str], Claim] = {}
+        """The newest claim on each service that each host ever believed, over all its lives."""
         self.checks = 0
 
     def check(self) -> None:
@@ -86,6 +94,7 @@ class Laws:
             self._no_key_twice(host)
             self._only_what_is_ours(host)
             self._nothing_with_the_revoked(host)
+            self._one_owner(host)
             self._tenants_apart(host)
             self._promises(host)
             self._note_sas(host)
@@ -193,6 +202,8 @@ class Laws:
         by_ike = set() if host.engine is None else host.engine.ike.reqids()
         for sa_id, sa, key in host.kernel.keyed_sas():
             owner = self._owners.get(int(sa_id.dst))
+            if int(sa.src) in self._services:
+                continue  # what moves has a law of its own
             if owner == host.name:
                 sas.inbound[int(sa_id.dst), sa_id.spi] = key
                 if sa.reqid not in reqids and host.kernel.made_by_others(sa_id):
@@ -268,6 +279,46 @@ class Laws:
 
     def _certificate(self, name: str) -> int:
         return self._world.hosts[HostName(name)].certificate
+
+    # Law 8
+
+    def _one_owner(self, host: "SimHost") -> None:
+        """SAs over a service address are with the owner whose claim is the newest that the host
+        ever believed; and on an owner, only while the address is there."""
+        if host.engine is None:
+            return
+        for one in host.engine.vips.standings():
+            known = self._claims.get((host.name, one.service.name))
+            if known is not None and (one.claim is None or one.claim.token < known.token):
+                self._break(f"law 8: {host.name} goes back behind {known} to {one.claim}")
+            if one.claim is not None:
+                self._claims[host.name, one.service.name] = one.claim
+        children = {child.reqid: child.id for child in host.engine.scope.children}
+        used = {template.reqid for sp in host.kernel.spd() for template in sp.templates}
+        for sa_id, sa, key in host.kernel.keyed_sas():
+            if not is_our_sa(sa) or not self._services.keys() & {int(sa.src), int(sa_id.dst)}:
+                continue
+            if host.kernel.silent or sa_id in self._excused:
+                continue
+            child = children.get(sa.reqid)
+            if child is None:
+                if sa.reqid in used or not host.kernel.made_by_others(sa_id):
+                    self._break(f"law 8: {host.name} keeps {sa_id} with a former holder")
+                continue  # charon takes its time to delete what no SP uses
+            others = {name for name, _ in self._keys[key] if name != host.name}
+            self._with_holder(host, child.local, host.name, {host.name})
+            self._with_holder(host, child.remote, child.peer, others)
+
+    def _with_holder(self, host: "SimHost", at: Address, holder: str, keyed: set[str]) -> None:
+        """One end of an SA, if it is a service address; `keyed` are hosts that had its key."""
+        service = self._services.get(int(at))
+        if service is None:
+            return
+        claim = self._claims.get((host.name, service))
+        if claim is None or not claim.held or claim.owner != holder or keyed - {holder}:
+            self._break(f"law 8: {host.name} has SAs over {at} with {holder} {keyed}, by {claim}")
+        if holder == host.name and at not in host.links.held:
+            self._break(f"law 8: {host.name} has SAs over {at} and not the address")
 
     # Tenants
 

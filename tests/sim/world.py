@@ -22,6 +22,7 @@ from tests.sim.standing import Standing, standings
 from tunsec.daemon.engine import Engine, Ports
 from tunsec.daemon.post import PostRoom
 from tunsec.daemon.scope import Scope
+from tunsec.keying.claims import ClaimBook
 from tunsec.keying.ring import Keyring
 from tunsec.machines.flow import PROTECTED, Phase
 from tunsec.model.aead import Aead, AeadSpeed
@@ -29,7 +30,7 @@ from tunsec.model.clock import Instant, WallTime
 from tunsec.model.errors import Unavailable
 from tunsec.model.event import EventsLost, KernelEvent
 from tunsec.model.flow import Child, ChildId
-from tunsec.model.names import MAX_SPI, MIN_SPI, Boot, FlowName, HostName, Spi
+from tunsec.model.names import MAX_SPI, MIN_SPI, Address, Boot, FlowName, HostName, Spi
 from tunsec.model.ownership import is_our_sp
 from tunsec.model.sa import SaId
 from tunsec.model.secret import Secret
@@ -93,6 +94,7 @@ class World:
     def _host(self, name: HostName) -> SimHost:
         kernel = FakeKernel(lambda: Instant(self.now))
         host = SimHost(name, kernel, FakeGuard(), Scope(name, self.intent, "sim"))
+        host.links = FakeLinks(self.intent.host(name).addresses, kernel)
         self.charons.give(host, self.intent.host(name).addresses)
         self._wire(host, kernel)
         return host
@@ -187,18 +189,26 @@ class World:
         )
         directory = _SimDirectory(self, host.name, self._answering(host))
         host.link = CharonLink(self, host, self._in_this_life(host))
+        host.links.kernel = host.kernel
         ports = Ports(
             host.kernel,
             host.guard,
             NoMarks(),
-            FakeLinks(host.scope.addresses, host.kernel),
+            host.links,
             host.rdma,
             directory,
             clock,
             entropy,
             host.link,
         )
-        host.engine = Engine(host=host.name, ports=ports, post=post)
+        book = ClaimBook(
+            identity(host.name, host.certificate),
+            trust(host.revoked),
+            owners={},
+            known=host.claims,
+        )
+        served = host.claims.served
+        host.engine = Engine(host=host.name, ports=ports, post=post, claims=book, served=served)
         host.on_start(host)
         if not self._with_engine(host, lambda engine: engine.start(host.scope)):
             self.crash(host)  # a daemon that cannot close does not run on
@@ -246,6 +256,7 @@ class World:
             return False
         if host.ring is not None:
             host.newest = host.ring.newest()
+            host.claims = host.engine.vips.remember()
         if host.link is not None and host.link.up and not host.link.engine.uses_ike:
             host.link.renew()  # directory keying has taken the last flow over
         return True
@@ -280,8 +291,33 @@ class World:
         self.laws.kernel_replaced(host)
         host.kernel = fresh
         host.guard.guard = None
+        host.links.held = frozenset(self.intent.host(host.name).addresses)
         host.closed.clear()
         self.tell(f"{host.name} rebooted")
+
+    # Service addresses
+
+    def move_in(self, host: SimHost, service: str) -> None:
+        """A service address comes to a host, whoever else has it."""
+        self.tell(f"{service} comes to {host.name}")
+        host.links.held |= self.service(service)
+        self.charons.address_comes(host, self.service(service))
+        self._with_engine(host, lambda engine: engine.on_links_changed())
+
+    def move_out(self, host: SimHost, service: str) -> None:
+        """A service address goes from a host."""
+        self.tell(f"{service} goes from {host.name}")
+        host.links.held -= self.service(service)
+        for other in self.hosts.values():
+            if self.service(service) <= other.links.held:
+                self.charons.address_comes(other, self.service(service))
+        self._with_engine(host, lambda engine: engine.on_links_changed())
+
+    def service(self, name: str) -> frozenset[Address]:
+        """Addresses of a service."""
+        return next(
+            frozenset(one.addresses) for one in self.intent.service_addresses if one.name == name
+        )
 
     # Admins
 
@@ -379,8 +415,8 @@ class World:
         """A packet of a child, as its own host sends it: with its tenant's mark, which what the
         guard says sets whether a daemon runs or not."""
         flow = next(flow for flow in self.intent.flows if flow.name == child.flow)
-        owner = next(host for host in self.intent.hosts if child.local in host.addresses)
-        mark = self.hosts[owner.name].guard.mark_of(child)
+        owner = next(host for host in self.hosts.values() if child.local in host.links.held)
+        mark = owner.guard.mark_of(child)
         return Packet(child.local, child.remote, 17, 40_000, flow.port, mark)
 
     def probe(self, probe: Probe, owner: SimHost, child: ChildId) -> None:
@@ -530,4 +566,11 @@ class _SimDirectory:
     def withdraw(self, paths: Sequence[str], *, done: Callable[[Exception | None], None]) -> None:
         self.world.directory.remove(
             self.name, paths, lambda error: self.answer(lambda: done(error))
+        )
+
+    def claim(
+        self, service: str, token: int, body: bytes, *, done: Callable[[int | Exception], None]
+    ) -> None:
+        self.world.directory.claim(
+            self.name, service, token, body, lambda found: self.answer(lambda: done(found))
         )

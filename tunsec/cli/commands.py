@@ -179,6 +179,9 @@ def _show_status(found: Status) -> None:
     print(render.status_head(found))
     if found.flows:
         render.table(render.FLOW_HEADS, map(render.flow_row, found.flows))
+    if found.services:
+        print()
+        render.table(render.SERVICE_HEADS, map(render.service_row, found.services))
     by_ike = [render.ike_row(flow, flow.ike) for flow in found.flows if flow.ike is not None]
     if by_ike:
         print()

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tunsec.daemon.health import Counters, Part, Troubles
-from tunsec.daemon.install import perform
+from tunsec.daemon.install import perform, read_sps
 from tunsec.daemon.journal import fields
 from tunsec.daemon.reconcile import (
     Adoption,
@@ -25,12 +25,13 @@ from tunsec.machines.flow import FlowState
 from tunsec.machines.ike_facts import Adopted as IkeAdopted
 from tunsec.model.errors import Refused, Unavailable
 from tunsec.model.flow import Child, ChildId
+from tunsec.model.ownership import is_our_sp
 from tunsec.model.sa import Sa, SaId
 from tunsec.model.step import AddSa, AddSp, RemoveSa, RemoveSp, UpdateSp
 from tunsec.plan.diff import Plan, plan
 from tunsec.plan.image import Image
 from tunsec.plan.order import ordered
-from tunsec.policy.desired import Held
+from tunsec.policy.desired import Held, inbound_sps
 from tunsec.ports import Kernel
 
 log = logging.getLogger("tunsec.drift")
@@ -64,7 +65,8 @@ class Drift:
             if child.mark is not None
         }
         scope = scope.with_held(Held(scope.held.reqids, marks))
-        reqids = held_reqids(scope.children, sps)
+        moving = {address for service in scope.services for address in service.addresses}
+        reqids = held_reqids(scope.children, sps, moving=moving)
         reqids |= {child.id: child.reqid for child in running.children}
         return scope.with_held(Held(reqids, marks))
 
@@ -110,6 +112,15 @@ class Drift:
         if adopted or found.useless:
             log.info("adopted", extra=fields({"sas": adopted, "removed": len(found.useless)}))
         return found
+
+    def forsake(self, before: Scope, now: Scope) -> None:
+        """Take away the inbound SPs of children that are gone, where no other child has them."""
+        kept = {child.id for child in now.children}
+        gone = [child for child in before.children if child.id not in kept]
+        ids = {sp.id for child in gone for sp in inbound_sps(child)}
+        ids -= {sp.id for child in now.children for sp in inbound_sps(child)}
+        found = read_sps(self._kernel, ids)
+        self._kernel.apply([RemoveSp(sp) for sp in found.values() if is_our_sp(sp)])
 
     def foresee(self, flows: Iterable[FlowState], ike: Iterable[IkeHolding], scope: Scope) -> Plan:
         """What entering a scope would do to the kernel, besides the keys that follow."""

@@ -22,7 +22,9 @@ from tunsec.daemon.reconcile import IkeHolding, outgrown
 from tunsec.daemon.sa_index import SaIndex
 from tunsec.daemon.scope import Scope
 from tunsec.daemon.tally import Tally
+from tunsec.daemon.vip_desk import VipDesk
 from tunsec.keying.chain import Trust
+from tunsec.keying.claims import ClaimBook
 from tunsec.keying.identity import Identity
 from tunsec.keying.paths import ConfirmationPath, OfferPath
 from tunsec.machines import offer as offers
@@ -76,7 +78,7 @@ from tunsec.model.event import (
 )
 from tunsec.model.flow import Child, ChildId, Keying, Kind, OffloadWish
 from tunsec.model.ike_sa import IkeEvent
-from tunsec.model.names import HostName, OfferSeq, Reqid
+from tunsec.model.names import Address, HostName, OfferSeq, Reqid
 from tunsec.model.ownership import is_our_reqid
 from tunsec.model.sa import Sa, SaId
 from tunsec.plan.diff import Plan
@@ -147,8 +149,11 @@ class Engine:
         host: HostName,
         ports: Ports,
         post: PostRoom,
+        claims: ClaimBook,
+        served: Collection[str] = (),
         changed: Callable[[], None] = lambda: None,
     ) -> None:
+        """`served` are service addresses that an earlier life had here and had claimed."""
         self.host = host
         self.post = post
         self.pairs: dict[HostName, pair.PairState] = {}
@@ -171,6 +176,8 @@ class Engine:
         """Packets that had come in for those by IKE when last looked."""
         self._alarms: Alarms[Target] = Alarms()
         self._queue: deque[_Queued] = deque()
+        self._here: frozenset[Address] = frozenset()
+        """Addresses of this host, when they were last seen."""
         self._closed = False
         self._outgrown: frozenset[SaId] = frozenset()
         """SAs whose successors were asked for."""
@@ -195,6 +202,17 @@ class Engine:
             remove=lambda child, sa_id, inbound: self._remove(child, sa_id, inbound=inbound),
             wake=self._run,
         )
+        self.vips = VipDesk(
+            host=host,
+            boot=post.boot,
+            book=claims,
+            served=served,
+            directory=ports.directory,
+            clock=ports.clock,
+            entropy=ports.entropy,
+            refuse=post.refuse,
+            wake=self._run,
+        )
         self._drift = Drift(kernel=ports.kernel, counters=self.counters, troubles=self.troubles)
         self._guarding = Guarding(
             table=ports.guard,
@@ -212,7 +230,8 @@ class Engine:
         Raises Unavailable or Refused when the kernel cannot hold block SPs: the caller must not
         run on, for nothing would be closed.
         """
-        self.scope = scope = self._for_this_host(scope)
+        self.vips.enter(scope, self._addresses_here())
+        self.scope = scope = self._for_this_host(scope.with_holders(self.vips.holders()))
         self._drift.close(scope)
         self._put_guard()
         self._adopt(scope)
@@ -229,13 +248,15 @@ class Engine:
         block SPs.
         """
         before = self.scope
-        scope = self._for_this_host(scope)
+        scope = self._for_this_host(scope.with_holders(before.holders))
         otherwise = self._drift.marked_otherwise(scope)
         self._drift.close(scope)
         self.scope = scope
         self._put_guard()
         self._end(otherwise)
         self._enter(scope)
+        self.vips.enter(scope, self._addresses_here())
+        self._follow_holders()
         self._tell_pairs(self.post.renew_grants(scope.grants))
         self._look()
         self._begin_keying()
@@ -250,6 +271,7 @@ class Engine:
         """
         renewed = identity.der_chain != self.post.chain
         self._tell_pairs(self.post.renew_identity(identity, trust))
+        self.vips.renew_identity(identity, trust, renewed=renewed)
         if renewed:
             self._queue.append(_Queued(OFFERS, RolloverWanted("our certificate is another one")))
         self._run()
@@ -270,18 +292,20 @@ class Engine:
 
     def deadline(self) -> Deadline | None:
         """When `tick` must be called at the latest."""
-        both = (self._alarms.next(), self.ike.deadline())
-        return min((one for one in both if one is not None), default=None)
+        all_three = (self._alarms.next(), self.ike.deadline(), self.vips.deadline())
+        return min((one for one in all_three if one is not None), default=None)
 
     def tick(self) -> None:
         """Time has passed."""
         self.ike.tick()
+        self.vips.tick()
         now = self._ports.clock.now()
         for target in self._alarms.due(now):
             match target:
                 case "dump":
                     self._check_bypasses()
                     self._look()
+                    self.vips.look(self._addresses_here())
                     self._check_guard()
                 case "guard":
                     self._check_guard()
@@ -302,7 +326,12 @@ class Engine:
         self._run()
 
     def on_records(self, records: Sequence[Record]) -> None:
-        """Records of the directory that are new or changed."""
+        """Records of the directory that are new or changed.
+
+        Claims first: what they take from a host must not be confirmed to it any more.
+        """
+        self.vips.take(records)
+        self._follow_holders()
         self._tell_pairs(self.post.take(records, frozenset(self.pairs)))
         self._watch_expiries()
         self._run()
@@ -315,6 +344,7 @@ class Engine:
     def on_directory_back(self) -> None:
         """The directory can be reached again."""
         self._queue.append(_Queued(OUTBOX, outbox.DirectoryBack()))
+        self.vips.on_directory_back()
         self._run()
 
     def on_ike_event(self, event: IkeEvent) -> None:
@@ -343,7 +373,10 @@ class Engine:
 
     def on_links_changed(self, ifindexes: Collection[int] | None = None) -> None:
         """These devices, or (None) any, or their addresses changed: the guard lists tunnel devices,
-        and NICs carry SAs. With a NIC the kernel drops what it carried, and tells nobody."""
+        NICs carry SAs, and a service address may have come or gone. With a NIC the kernel drops
+        what it carried, and tells nobody."""
+        self.vips.look(self._addresses_here())
+        self._follow_holders()
         if not self._guarding.stands(self.scope):
             self._put_guard()
         self._check_bypasses()
@@ -376,6 +409,42 @@ class Engine:
         for state in self.pairs.values():
             for flow in state.flows.values():
                 yield state, flow
+
+    # Service addresses
+
+    def _addresses_here(self) -> frozenset[Address]:
+        """Addresses of this host; those that were there last while the kernel does not tell."""
+        try:
+            self._here = frozenset(self._ports.links.addresses())
+        except (Refused, Unavailable) as error:
+            self.troubles.note(Part.LINKS, str(error))
+        else:
+            self.troubles.note(Part.LINKS, "")
+        return self._here
+
+    def _follow_holders(self) -> bool:
+        """Law 8: SAs over a service address are with its holder; those with the one before go in
+        the same step. Whether there was a move."""
+        holders = self.vips.holders()
+        if holders == self.scope.holders:
+            return False
+        log.info("service addresses moved", extra=fields(dict(holders)))
+        before = self.scope
+        moved = before.with_holders(holders)
+        try:
+            scope = self._for_this_host(moved)
+            self._drift.close(scope)
+            self._drift.forsake(before, scope)
+        except (Refused, Unavailable) as error:
+            # What is wanted of the kernel is asked again; what was given to the one before goes.
+            self.troubles.note(Part.KERNEL, str(error))
+            scope = moved
+            self._look_soon("service addresses moved")
+        self.scope = scope
+        self._enter(scope)
+        self._look()
+        self._begin_keying()
+        return True
 
     # Scope
 
@@ -449,7 +518,10 @@ class Engine:
             known=children,
         )
         self.post.set_addresses(scope.addresses)
-        for peer in dict.fromkeys((*by_peer, *self.pairs)):
+        # Who loses children comes first: another peer may get the same addresses.
+        left = {child.id for child in scope.children}
+        losing = [peer for peer, state in self.pairs.items() if state.flows.keys() - left]
+        for peer in dict.fromkeys((*losing, *by_peer, *self.pairs)):
             if peer not in self.pairs:
                 self.pairs[peer] = pair.PairState(peer)
             event = ChildrenChanged(tuple(by_peer.get(peer, ())))
@@ -743,7 +815,7 @@ class Engine:
         while not self._closed:
             if self._queue:
                 self._step(self._queue.popleft())
-            elif not self.ike.work() and not self._check_moves():
+            elif not (self._follow_holders() or self.ike.work() or self._check_moves()):
                 break
         self._changed()
 

@@ -26,6 +26,7 @@ class Part(StrEnum):
     MARKS = "tenant marks"
     KERNEL = "kernel"
     OFFER = "offer"
+    LINKS = "links"
 
 
 @dataclass(slots=True)

@@ -1,6 +1,6 @@
 """Holds the kernel against what it should hold: adoption at start, drift ever after (law 5)."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from tunsec.machines.facts import Adopted, AdoptedSa
@@ -44,10 +44,15 @@ def marked_otherwise(children: Iterable[Child], sas: Mapping[SaId, Sa]) -> froze
     )
 
 
-def held_reqids(children: Iterable[Child], sps: Mapping[SpId, Sp]) -> dict[ChildId, Reqid]:
-    """Reqids that our SPs in the kernel already give to children."""
+def held_reqids(
+    children: Iterable[Child], sps: Mapping[SpId, Sp], *, moving: Collection[Address] = ()
+) -> dict[ChildId, Reqid]:
+    """Reqids that our SPs in the kernel already give to children; not to those over `moving`
+    addresses, whose SPs do not tell with whom they were: with the holder, or one before it."""
     held: dict[ChildId, Reqid] = {}
     for child in children:
+        if child.id.local in moving or child.id.remote in moving:
+            continue
         for sp in inbound_sps(child):
             actual = sps.get(sp.id)
             if actual is not None and actual.templates and is_our_sp(actual):

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import tunsec
+from tunsec.daemon import vip_desk
 from tunsec.daemon.engine import Engine
 from tunsec.daemon.install import inbound_id, outbound_id
 from tunsec.daemon.offload import carried
@@ -27,6 +28,7 @@ from tunsec.wire.control import (
     FlowStatus,
     GuardStatus,
     PolicyStatus,
+    ServiceStatus,
     Status,
 )
 
@@ -68,6 +70,7 @@ def status(
         warnings += overlays.uncovered_devices(scope.guarded, scope.declared, devices)
     except TunsecError as error:
         warnings.append(str(error))
+    warnings += vip_desk.warnings(engine.vips.standings())
     counters = engine.counters
     return Status(
         host=engine.host,
@@ -91,6 +94,22 @@ def status(
             counters.overruns,
         ),
         warnings=tuple(warnings),
+        services=tuple(_service_status(one) for one in engine.vips.standings()),
+    )
+
+
+def _service_status(one: vip_desk.Standing) -> ServiceStatus:
+    claim = one.claim
+    holder = claim.owner if claim is not None and claim.held else None
+    seen = "HELD" if holder else "FREE"
+    return ServiceStatus(
+        service=one.service.name,
+        addresses=tuple(map(str, one.service.addresses)),
+        owners=one.service.owners,
+        holder=holder,
+        token=0 if claim is None else claim.token,
+        state=seen if one.own is None else one.own.phase,
+        here=one.here,
     )
 
 

@@ -15,8 +15,8 @@ from tunsec.model.names import Address, FlowName, HostName, Mark
 from tunsec.model.overlay import LookupFault
 from tunsec.model.sp import Sp, SpId
 from tunsec.plan.image import Image
-from tunsec.policy.desired import NOTHING_HELD, Desired, Held, desired
-from tunsec.policy.intent import Intent
+from tunsec.policy.desired import NOBODY, NOTHING_HELD, Desired, Held, Holders, desired
+from tunsec.policy.intent import Intent, ServiceAddress
 from tunsec.policy.kinds import ON_WIRE
 from tunsec.ports import OverlayDevice
 
@@ -39,8 +39,9 @@ class Retired:
 
 @dataclass(frozen=True)
 class Scope:
-    """One host's responsibilities. `held` are the numbers that children already have, `faults` what
-    this kernel cannot protect: its children stay blocked."""
+    """One host's responsibilities. `held` are the numbers that children already have, `holders`
+    the hosts that hold service addresses, `faults` what this kernel cannot protect: its children
+    stay blocked."""
 
     host: HostName
     intent: Intent | None = None
@@ -48,6 +49,7 @@ class Scope:
     released: frozenset[FlowName] = frozenset()
     retired: tuple[Retired, ...] = ()
     held: Held = NOTHING_HELD
+    holders: Holders = field(default_factory=lambda: NOBODY)
     bypassed: Mapping[ChildId, str] = field(default_factory=dict)
     """Children that a device would carry past the kernel, and why: they stay blocked."""
     faults: tuple[LookupFault, ...] = ()
@@ -70,7 +72,7 @@ class Scope:
     def _desired(self) -> Desired | None:
         if self.managed is None:
             return None
-        return desired(self.managed, self.host, held=self.held)
+        return desired(self.managed, self.host, held=self.held, holders=self.holders)
 
     @cached_property
     def children(self) -> tuple[Child, ...]:
@@ -146,8 +148,31 @@ class Scope:
         if self.intent is None:
             return {}
         return {
-            host.name: Grant(host.identity, frozenset(host.addresses)) for host in self.intent.hosts
+            host.name: Grant(
+                host.identity,
+                frozenset(host.addresses).union(
+                    *(
+                        one.addresses
+                        for one in self.intent.service_addresses
+                        if host.name in one.owners
+                    )
+                ),
+            )
+            for host in self.intent.hosts
         }
+
+    @property
+    def services(self) -> tuple[ServiceAddress, ...]:
+        """Service addresses of the flows in which this host takes part."""
+        if self.managed is None:
+            return ()
+        names = {
+            name
+            for flow in self.managed.flows
+            if self.host in flow.hosts
+            for name in flow.service_addresses
+        }
+        return tuple(one for one in self.managed.service_addresses if one.name in names)
 
     @property
     def rollover(self) -> RolloverRule | None:
@@ -171,6 +196,10 @@ class Scope:
         """The same, with children keeping the numbers they have in the kernel."""
         return replace(self, held=held)
 
+    def with_holders(self, holders: Holders) -> "Scope":
+        """The same, with service addresses where they are now."""
+        return replace(self, holders=holders)
+
     def with_bypassed(self, bypassed: Mapping[ChildId, str]) -> "Scope":
         """The same, without children that no SA of the kernel's can protect."""
         return replace(self, bypassed=bypassed)
@@ -182,6 +211,7 @@ class Scope:
         another port or fewer peers: nothing opens because a line was changed. `keep_released`
         leaves flows released that are declared as they were; else all are managed again.
         """
+        then = Scope(self.host, intent, source, holders=self.holders)
         then = Scope(self.host, intent, source, faults=self.faults)
         if keep_released and self.intent is not None:
             same = set(self.intent.flows) & set(intent.flows)

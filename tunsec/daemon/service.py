@@ -40,6 +40,7 @@ from tunsec.daemon.memory import KnownFlows, KnownPolicy, Memory, text_hash
 from tunsec.daemon.post import PostRoom
 from tunsec.daemon.scope import Scope
 from tunsec.daemon.settings import Settings
+from tunsec.keying.claims import ClaimBook
 from tunsec.keying.ring import Keyring
 from tunsec.model.clock import Deadline, Seconds
 from tunsec.model.errors import PolicyError, Problem, Refused, Unavailable
@@ -181,6 +182,7 @@ class Service:
     def _stop(self) -> None:
         self.engine.close()
         self._memory.remember_newest(self._ring.newest())
+        self._memory.remember_claims(self.engine.vips.remember())
         self._ring.wipe()
         log.info("stopped: the kernel stays as it is, protected")
 
@@ -333,6 +335,7 @@ class Service:
             remember=self._memory.remember_charon,
         )
         self._cleanup.callback(self._charon.close)
+        known = self._memory.claims()
         self.engine = Engine(
             host=self._settings.host,
             ports=Ports(
@@ -347,6 +350,10 @@ class Service:
                 self._charon,
             ),
             post=post,
+            claims=ClaimBook(
+                self._identity.identity, self._identity.trust(), owners={}, known=known
+            ),
+            served=known.served,
             changed=self._on_changed,
         )
         self._directory.on_records(self._on_records)
@@ -460,6 +467,8 @@ class Service:
     def _on_changed(self) -> None:
         """The engine has acted: wake who waits, set the timer, write down what must last."""
         self._rearm()
+        # At once, for a token that was seen must not be forgotten; it seldom changes.
+        self._memory.remember_claims(self.engine.vips.remember())
         if self._ike_in_use is not self.engine.uses_ike:
             # The last flow has moved, or charon made something for it too late. Not now: whoever
             # changes the policy or the identity is not done with it.

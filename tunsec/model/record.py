@@ -1,4 +1,5 @@
-"""What hosts tell each other through the directory: offers, and confirmations of inbound SAs."""
+"""What hosts tell each other through the directory: offers, confirmations of inbound SAs, and who
+holds a service address."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -91,3 +92,18 @@ class Confirmation:
     heard: ConfirmationSeq
     """The newest confirmation of the reader that the author has acted on, 0 for none: what it named
     and `sends` does not is not used, and never will be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """An owner's word on a service address: it holds it now, or (`held` false) gives it up.
+
+    Of all claims on a service the one with the highest fencing token is true.
+    """
+
+    service: str
+    owner: HostName
+    token: int
+    """Fencing token; each number is used once, by the owner that the directory let have it."""
+    boot: Boot
+    held: bool

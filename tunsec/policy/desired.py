@@ -1,7 +1,8 @@
 """What one host's kernel must hold for an Intent. Pure: SPIs and keys come later, from others.
 
 guarded, blocks   hold from the first moment until `tunsec release`
-children          one per flow, peer and pair of addresses; each has SAs and protecting SPs
+children          one per flow, peer and pair of addresses; each has SAs and protecting SPs. A
+                  service address counts as its holder's; over one without holder there are none
 inbound_sps       accept only what an SA of the child's reqid has decrypted
 outbound_sps      send only by one SA, pinned by its SPI
 """
@@ -36,7 +37,7 @@ from tunsec.model.ownership import (
 from tunsec.model.sa import Offload, OffloadKind
 from tunsec.model.selector import Selector, any_network
 from tunsec.model.sp import Sp, SpAction, SpDirection, SpId, Template
-from tunsec.policy.intent import Flow, Host, Intent
+from tunsec.policy.intent import Flow, Host, Intent, ServiceAddress
 from tunsec.policy.kinds import ON_WIRE, selectors
 from tunsec.policy.values import LocalSenders, OtherTenants, Strangers
 
@@ -44,6 +45,11 @@ REPLAY_WINDOW: Final = 1024
 """Packets. 64, the usual choice, drops honest packets that several queues put out of order."""
 
 _REQIDS: Final = REQID_TRIAL - REQID_FIRST
+
+Holders = Mapping[str, HostName]
+"""Who holds a service address now, by its name; one that nobody holds is not in it."""
+
+NOBODY: Final[Holders] = {}
 
 Sharing = tuple[FlowName, TenantName | None]
 """Whose packets one mark names: a tenant's of a flow, or (None) all VNIs without a tenant."""
@@ -63,18 +69,27 @@ class Desired:
     tunnel_mark: Mark
 
 
-def child_ids(intent: Intent, host: str) -> tuple[ChildId, ...]:
+def child_ids(intent: Intent, host: str, holders: Holders = NOBODY) -> tuple[ChildId, ...]:
     """The children of a host, sorted; raises PolicyError when the policy does not name it."""
     own = intent.host(host)
-    return tuple(
-        sorted(
-            (
-                child_id
-                for flow in intent.flows
-                for child_id, _ in _children(intent, own, flow=flow)
-            ),
-            key=child_order,
-        )
+    ids = (
+        child_id
+        for flow in intent.flows
+        for child_id in _children(intent, own, flow=flow, held=_held_by(intent, flow, holders))
+    )
+    return tuple(sorted(ids, key=child_order))
+
+
+def possible_ids(intent: Intent, host: str) -> frozenset[ChildId]:
+    """Every child that a host may have under a policy, whoever comes to hold service addresses.
+
+    Each draws a reqid of its own: no SA with one owner may ever pass for one with another.
+    """
+    own = intent.host(host)
+    return frozenset(
+        child_id
+        for flow in intent.flows
+        for child_id in _children(intent, own, flow=flow, held=_ownable(intent, flow))
     )
 
 
@@ -167,16 +182,18 @@ class Held:
 NOTHING_HELD: Final = Held()
 
 
-def desired(intent: Intent, host: str, *, held: Held = NOTHING_HELD) -> Desired:
+def desired(
+    intent: Intent, host: str, *, held: Held = NOTHING_HELD, holders: Holders = NOBODY
+) -> Desired:
     """What `host` must hold. Raises PolicyError when the policy does not name the host."""
     own = intent.host(host)
-    reqids = assign_reqids(child_ids(intent, host), held.reqids)
+    reqids = assign_reqids(possible_ids(intent, host), held.reqids)
     marks = assign_marks(intent, host, held.marks)
     flows = [flow for flow in intent.flows if own.name in flow.hosts]
     children = [
         _child(child_id, flow=flow, reqids=reqids, marks=marks)
         for flow in flows
-        for child_id, _ in _children(intent, own, flow=flow)
+        for child_id in _children(intent, own, flow=flow, held=_held_by(intent, flow, holders))
     ]
     blocks = {
         sp.id: sp
@@ -248,14 +265,41 @@ def _peers(intent: Intent, own: Host, *, flow: Flow) -> list[Host]:
     return [host for host in intent.hosts if host.name in names]
 
 
-def _children(intent: Intent, own: Host, *, flow: Flow) -> Iterator[tuple[ChildId, Host]]:
+_Moving = Mapping[HostName, tuple[Address, ...]]
+"""Service addresses of a flow by host."""
+
+
+def _children(intent: Intent, own: Host, *, flow: Flow, held: _Moving) -> Iterator[ChildId]:
     """Every pair of a local and a remote address of one family, for each tenant."""
     for peer in _peers(intent, own, flow=flow):
-        for local in own.addresses:
-            for remote in peer.addresses:
-                if local.version == remote.version:
+        for local in (*own.addresses, *held.get(own.name, ())):
+            for remote in (*peer.addresses, *held.get(peer.name, ())):
+                if local.version == remote.version and local != remote:
                     for tenant in _tenants(flow):
-                        yield ChildId(peer.name, flow.name, tenant, local, remote), peer
+                        yield ChildId(peer.name, flow.name, tenant, local, remote)
+
+
+def _services(intent: Intent, flow: Flow) -> list[ServiceAddress]:
+    return [one for one in intent.service_addresses if one.name in flow.service_addresses]
+
+
+def _held_by(intent: Intent, flow: Flow, holders: Holders) -> _Moving:
+    """What each host holds of a flow's service addresses; who is no owner holds nothing."""
+    held: dict[HostName, tuple[Address, ...]] = {}
+    for service in _services(intent, flow):
+        holder = holders.get(service.name)
+        if holder is not None and holder in service.owners:
+            held[holder] = (*held.get(holder, ()), *service.addresses)
+    return held
+
+
+def _ownable(intent: Intent, flow: Flow) -> _Moving:
+    """What each host may come to hold of a flow's service addresses."""
+    held: dict[HostName, tuple[Address, ...]] = {}
+    for service in _services(intent, flow):
+        for owner in service.owners:
+            held[owner] = (*held.get(owner, ()), *service.addresses)
+    return held
 
 
 def _tenants(flow: Flow) -> dict[TenantName | None, Vni | None]:
@@ -272,7 +316,7 @@ def _child(
     reqids: Mapping[ChildId, Reqid],
     marks: Mapping[Sharing, Mark],
 ) -> Child:
-    if flow.mode is not Mode.ESP or flow.service_addresses:
+    if flow.mode is not Mode.ESP:
         raise Bug(f"flow {flow.name} was not refused: {flow}")
     local, remote = _network(child_id.local), _network(child_id.remote)
     return Child(
@@ -293,15 +337,23 @@ def _child(
 
 
 def _blocked(intent: Intent, own: Host, *, flow: Flow) -> list[Network]:
-    """From and to where nothing of a flow may pass in clear: its peers, or simply anywhere.
+    """From and to where nothing of a flow may pass in clear: its peers and service addresses,
+    whoever holds them, or simply anywhere.
 
     A tunnel device takes packets from anybody and learns where to send from them (RFC 7348
     section 4.1), so one clear packet of a stranger could draw the overlay's traffic to itself.
     """
     if flow.strangers is Strangers.BLOCKED:
         return [any_network(4), any_network(6)]
+    return [_network(address) for address in _others(intent, own, flow=flow)]
+
+
+def _others(intent: Intent, own: Host, *, flow: Flow) -> list[Address]:
+    """Addresses of a flow that are another host's, or may be."""
     peers = _peers(intent, own, flow=flow)
-    return [_network(address) for peer in peers for address in peer.addresses]
+    found = [address for peer in peers for address in peer.addresses]
+    services = _services(intent, flow)
+    return [*found, *(address for service in services for address in service.addresses)]
 
 
 def _blocks(flow: Flow, *, there: Network) -> Iterator[Sp]:
@@ -326,9 +378,7 @@ def _guarded(
         proto=on_wire.proto,
         ports=(flow.port,),
         either_side=on_wire.either_side,
-        peers=frozenset(
-            address for peer in _peers(intent, own, flow=flow) for address in peer.addresses
-        ),
+        peers=frozenset(_others(intent, own, flow=flow)),
         tunnel_only=flow.local_senders is LocalSenders.TUNNEL_ONLY,
         strangers_blocked=flow.strangers is Strangers.BLOCKED,
         tenants=tuple(

@@ -44,7 +44,6 @@ def _everywhere(key: str, value: str, remedy: str) -> tuple[Later, Later]:
 
 LATER: Final[tuple[Later, ...]] = (
     *_everywhere("mode", Mode.KTLS, "use 'mode: esp'"),
-    Later(("service_addresses",), ANYTHING, "delete it, and its names from 'between'"),
     *_everywhere("on_reconnect", ANYTHING, _DELETE),
 )
 

@@ -146,6 +146,24 @@ class DriftStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class ServiceStatus:
+    """A service address as this host sees it: who holds it, by which fencing token.
+
+    `state` is this host's own, where it is an owner: ABSENT, CLAIMING, OWNED, FENCED or LEAVING;
+    elsewhere HELD or FREE.
+    """
+
+    service: str
+    addresses: tuple[str, ...]
+    owners: tuple[str, ...]
+    holder: str | None
+    token: int
+    state: str
+    here: bool
+    """Whether the address is on this host."""
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """Everything `tunsec status` knows. `api` rises when a shape changes."""
 
@@ -158,6 +176,7 @@ class Status:
     guard: GuardStatus
     drift: DriftStatus
     warnings: tuple[str, ...] = ()
+    services: tuple[ServiceStatus, ...] = ()
     api: int = API_VERSION
 
     @property

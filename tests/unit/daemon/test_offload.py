@@ -56,9 +56,8 @@ class Bench:
             self.kernel.nics[nic.ifindex] = nic
         self.tried: list[tuple[OffloadKind, Aead]] = []
         self.kernel.before_step = self._note
-        self.offloads = Offloads(
-            kernel=self.kernel, links=FakeLinks((), self.kernel), entropy=Dice()
-        )
+        links = FakeLinks((), self.kernel)
+        self.offloads = Offloads(kernel=self.kernel, links=links, entropy=Dice())
 
     def _note(self, step: Step) -> None:
         if isinstance(step, AddSa):

@@ -41,6 +41,7 @@ def test_there_are_examples() -> None:
         "vxlan-cluster.yaml",
         "vxlan-ike.yaml",
         "mixed-keying.yaml",
+        "service-address.yaml",
         "rds.yaml",
         "rocev2.yaml",
         "geneve.yaml",

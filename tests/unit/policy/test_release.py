@@ -25,7 +25,6 @@ flows:
 
 def test_each_later_feature_is_named_once_with_its_line() -> None:
     assert [problem.partition(" (")[0] for problem in problems_of(EVERYTHING)] == [
-        "p:5: service_addresses: 'service_addresses' is not in this release",
         "p:11: flows.cluster-bus.on_reconnect: 'on_reconnect' is not in this release",
         "p:13: flows.replication.mode: 'mode: ktls' is not in this release",
     ]
