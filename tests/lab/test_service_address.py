@@ -19,6 +19,7 @@ from tunsec_lab.host import Host, Lab
 from tunsec_lab.namespaces import inside
 from tunsec_lab.packets import protect
 from tunsec_lab.process import Process
+from tunsec_lab.rds import SIZES, RdsTalk
 
 pytestmark = pytest.mark.needs("esp-ipv4", "esn", "nft-inet")
 
@@ -237,6 +238,50 @@ def answers_tcp(host: Host, client: Host) -> bool:
                 here.sendall(here.recv(8, socket.MSG_WAITALL)[::-1])
                 answered = there.recv(8, socket.MSG_WAITALL) == b"noitseuq"
     return answered and ip_address(came_from) in client.addresses
+
+
+@pytest.mark.needs("rds-tcp")
+@pytest.mark.parametrize("keying", ["directory", "ike"])
+def test_rds_over_the_address_finds_its_new_holder(keying: str) -> None:
+    """The connection ends with the address; the next message goes to the other host."""
+    flow = f"  bus: {{kind: rds-tcp, between: [a, b, c, vip], keying: {keying}}}\n"
+    with (
+        Lab("three-hosts", overlays_up=False) as lab,
+        LeakWatch(lab, protected=[protect("rds-tcp")]) as watch,
+    ):
+        a, b, c = lab.hosts.values()
+
+        def in_clear() -> None:
+            """RDS keeps its connections, and speaks on them by itself: the hosts are rebooted."""
+            comes(a, c)
+            rds(c, a)
+            for host in (a, c):
+                host.destroy()
+            for host in (a, c):
+                host.recreate()
+
+        watch.prove_sees(in_clear)
+        cluster = Cluster(lab, flows=flow, services=SERVICES)
+        for host in lab.hosts.values() if keying == "ike" else ():
+            cluster.start_charon(host)
+        cluster.start_all()
+        comes(a, c)
+        held_by(cluster, a, 1)
+        rds(c, a)
+        before = sas_over(c)
+        goes(a)
+        comes(b, c)
+        wait_for(cluster, a, lambda one: one.state == "ABSENT")
+        held_by(cluster, b, seen(cluster, b).token)
+        rds(c, b)
+        assert not before & sas_over(c), "SAs with the former holder are left"
+        watch.assert_closed()
+
+
+def rds(source: Host, holder: Host) -> None:
+    """Messages of all sizes go to the address, and come back as they were."""
+    with RdsTalk(source, holder, far=VIP, sizes=SIZES) as talking:
+        assert talking.wait().echoed == len(SIZES)
 
 
 def test_what_cannot_be_claimed_does_not_move() -> None:
