@@ -75,7 +75,7 @@ from tunsec.model.ike_sa import (
 from tunsec.model.names import HostName, Reqid, Spi
 from tunsec.model.sa import Sa, SaId
 from tunsec.plan.ike_connection import IkeSetup, Slot, ike_connection, slots
-from tunsec.plan.ike_options import Ignored, ignored_options, orphaned_sas
+from tunsec.plan.ike_options import Ignored, Leeway, ignored_options, orphaned_sas
 from tunsec.policy.intent import Intent
 from tunsec.ports import Clock, Entropy, Ike, Kernel
 
@@ -107,6 +107,8 @@ class Connection:
     """What it was given before that, the newest first: what is made over IKE_SAs of then is so."""
     asked_since: Instant | None = None
     """When it was first given something in this life of the daemon."""
+    asked_at: Instant | None = None
+    """When it was given what it has now."""
     made: dict[tuple[int, Spi], IkeChild] = field(default_factory=dict)
     """What CHILD_SAs were asked to be, by id and inbound SPI, where they are so."""
     ikes: dict[int, tuple[IkeSa, Instant]] = field(default_factory=dict)
@@ -149,6 +151,9 @@ class IkeDesk:
         self._wake = wake
         self._connections: dict[ConnectionId, Connection] = {}
         self._by_name: dict[str, ConnectionId] = {}
+        self._next_variant: dict[ConnectionId, int] = {}
+        """Of connections that are gone: should they come back, charon must not take the IKE_SAs of
+        before, which go by what was asked then."""
         self._children: dict[ChildId, Child] = {}
         self._by_reqid: dict[Reqid, ChildId] = {}
         self._known: Sequence[Child] = ()
@@ -225,14 +230,16 @@ class IkeDesk:
     def _open(self, connection_id: ConnectionId) -> None:
         first = self._host < connection_id.peer
         reauth = None if self._setup is None else self._setup.rules.reauth_after
-        state = IkeState(connection_id.peer, first, reauth, away=self._away)
+        variant = self._next_variant.pop(connection_id, 0)
+        state = IkeState(connection_id.peer, first, reauth, away=self._away, variant=variant)
         self._connections[connection_id] = Connection(connection_id, state)
         self._by_name[connection_id.name] = connection_id
         if self._setup is not None:
             self._tell(connection_id, CharonReady())
 
     def _shut(self, connection_id: ConnectionId) -> None:
-        del self._connections[connection_id]
+        gone = self._connections.pop(connection_id)
+        self._next_variant[connection_id] = gone.state.variant + 1
         del self._by_name[connection_id.name]
         self._alarms.put(connection_id, None)
         if self._setup is not None and self._ike is not None:
@@ -492,9 +499,11 @@ class IkeDesk:
         now_asked = {child.name: child for child in wanted.children}
         if connection.asked and connection.asked != now_asked:
             connection.asked_before.appendleft(connection.asked)
+        if connection.asked_at is None or connection.asked != now_asked:
+            connection.asked_at = self._clock.now()
         connection.asked = now_asked
         if connection.asked_since is None:
-            connection.asked_since = self._clock.now()
+            connection.asked_since = connection.asked_at
         self._ike.load(wanted, done=done)
 
     def _initiate(self, connection: Connection, child: ChildId, slot: int) -> None:
@@ -679,7 +688,9 @@ class IkeDesk:
             ignored = "; ".join(map(str, found))
             if not ignored:
                 connection.made[name] = asked
-            elif all(one.renewable for one in found) and self._is_inherited(connection, ike):
+            elif all(one.leeway is Leeway.LIFE for one in found) and self._is_inherited(
+                connection, ike
+            ):
                 asked, ignored = None, ""
         return SeenChild(
             ike.id,
@@ -693,6 +704,7 @@ class IkeDesk:
             ignored,
             float(keyed.installed_for),
             outdated=asked != now_asked,
+            stale=bool(ignored) and not self._is_since(connection, ike),
         )
 
     def _held_against(
@@ -708,8 +720,8 @@ class IkeDesk:
         """
         local, remote = connection.id.local, connection.id.remote
         found = ignored_options(asked, child, kernel, local=local, remote=remote)
-        if found:
-            for before in connection.asked_before:
+        if all(one.leeway is not Leeway.NONE for one in found):
+            for before in connection.asked_before if found else ():
                 former = before.get(child.name)
                 if former is not None and not ignored_options(
                     former, child, kernel, local=local, remote=remote
@@ -722,6 +734,11 @@ class IkeDesk:
         charon goes by that one for all that is made over it."""
         since = connection.asked_since
         return since is None or (ike.established_for or 0) > self._clock.now() - since
+
+    def _is_since(self, connection: Connection, ike: IkeSa) -> bool:
+        """Whether an IKE_SA has certainly come after charon was given what it has now."""
+        asked_at = connection.asked_at
+        return asked_at is not None and _at_most(ike.established_for) < self._clock.now() - asked_at
 
     def _read(self, connection: Connection, child: ChildSa) -> dict[SaId, Sa]:
         """The two SAs of a CHILD_SA, as the kernel holds them; raises Refused or Unavailable."""
