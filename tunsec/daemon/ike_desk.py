@@ -113,6 +113,8 @@ class Connection:
     """What CHILD_SAs were asked to be, by id and inbound SPI, where they are so."""
     ikes: dict[int, tuple[IkeSa, Instant]] = field(default_factory=dict)
     """What charon last told of each IKE_SA, and when."""
+    born: dict[int, Instant] = field(default_factory=dict)
+    """When IKE_SAs were made, as far as charon told of it; one that was rekeyed keeps its time."""
     words: deque[str] = field(default_factory=lambda: deque(maxlen=WORDS_KEPT))
 
 
@@ -282,6 +284,7 @@ class IkeDesk:
         self._setup, self._away = None, reason
         for connection in self._connections.values():
             connection.ikes.clear()
+            connection.born.clear()
         self._listing.clear()
         self._list_next.clear()
         for connection_id in self._connections:
@@ -320,13 +323,16 @@ class IkeDesk:
                 if self._is_stranger(ike):
                     self._look_at_strangers()
                 self._note_ike(ike)
+                self._note_birth(ike, self._clock.now())
                 self._tell_named(ike, IkeUp(SeenIke(ike.id, ike.initiator)))
             case IkeEnded(ike):
                 self._forget_ike(ike)
                 self._tell_named(ike, IkeDown(ike.id))
             case IkeRekeyed(old, new):
-                self._forget_ike(old)
+                born = self._forget_ike(old)
                 self._note_ike(new)
+                if born is not None:
+                    self._note_birth(new, born)
                 self._tell_named(new, IkeReplaced(old.id, new.id))
             case ChildEstablished(ike, child):
                 self._child_up(ike, child)
@@ -737,8 +743,8 @@ class IkeDesk:
 
     def _is_since(self, connection: Connection, ike: IkeSa) -> bool:
         """Whether an IKE_SA has certainly come after charon was given what it has now."""
-        asked_at = connection.asked_at
-        return asked_at is not None and _at_most(ike.established_for) < self._clock.now() - asked_at
+        asked_at, born = connection.asked_at, connection.born.get(ike.id)
+        return asked_at is not None and born is not None and born >= asked_at
 
     def _read(self, connection: Connection, child: ChildSa) -> dict[SaId, Sa]:
         """The two SAs of a CHILD_SA, as the kernel holds them; raises Refused or Unavailable."""
@@ -769,10 +775,18 @@ class IkeDesk:
         if connection is not None:
             connection.ikes[ike.id] = (ike, self._clock.now())
 
-    def _forget_ike(self, ike: IkeSa) -> None:
+    def _note_birth(self, ike: IkeSa, at: Instant) -> None:
         connection = self._connection(ike.name)
         if connection is not None:
-            connection.ikes.pop(ike.id, None)
+            connection.born[ike.id] = at
+
+    def _forget_ike(self, ike: IkeSa) -> Instant | None:
+        """When it was made, if that is known."""
+        connection = self._connection(ike.name)
+        if connection is None:
+            return None
+        connection.ikes.pop(ike.id, None)
+        return connection.born.pop(ike.id, None)
 
     def _log_phases(self, before: IkeState, after: IkeState, now: Instant) -> None:
         for child, flow in after.flows.items():
