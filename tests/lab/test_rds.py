@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from tests.lab.kernel_flows import rds_in_clear, talk
+from tests.lab.kernel_flows import begin_closed, let_key, rds_in_clear, talk
 from tests.lab.watched import Packets, packets_of, show_packets, watched_flows
 from tunsec.model.flow import Keying
 from tunsec.wire.control import PolicyBody
@@ -31,28 +31,6 @@ RDS_MPATH_WORKERS)."""
 def watch(lab: Lab) -> Iterator[LeakWatch]:
     with watched_flows(lab, {protect("rds-tcp"): partial(rds_in_clear, lab)}) as seen:
         yield seen
-
-
-def begin_closed(cluster: Cluster, keying: Keying) -> None:
-    """Daemons on both hosts that cannot agree on keys yet."""
-    a, b = cluster.lab.hosts.values()
-    elsewhere = cluster.folder / "elsewhere"
-    elsewhere.mkdir()
-    cluster.start(a)
-    alone = ["--directory", elsewhere.as_uri()] if keying is Keying.DIRECTORY else []
-    cluster.start(b, *alone)
-
-
-def let_key(cluster: Cluster, keying: Keying) -> None:
-    """What was in the way goes."""
-    a, b = cluster.lab.hosts.values()
-    if keying is Keying.IKE:
-        for host in (a, b):
-            cluster.start_charon(host)
-    else:
-        cluster.daemons[b.name].terminate()
-        cluster.start(b)
-    cluster.wait_protected()
 
 
 def blocked_packets(host: Host) -> int:
