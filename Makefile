@@ -7,7 +7,8 @@ export PYTHON
 venv = $$(.ci/venv)
 stage = venv=$(venv) && VENV_PYTHON=$$venv/bin/python $(PYTHON) tests/stages.py
 
-.PHONY: help demo test setup lint types unit sim lab lab-long lab-virtual bench bench-peers clean
+.PHONY: help demo failover test setup lint types unit sim lab lab-long lab-virtual week bench \
+	bench-peers clean
 .NOTPARALLEL:
 
 help: ## show this
@@ -18,7 +19,11 @@ demo: ## two hosts whose VXLAN is ESP, live, in the lab
 	@if test -t 1 && test -z "$$NO_COLOR"; then set -- --env FORCE_COLOR=1; fi; \
 		netns-lab/lab exec --timeout 120s "$$@" -- python3 -m scenarios.demo
 
-test: ## lint, types, unit, sim, lab and lab-virtual, each whatever became of the others
+failover: ## everything that can break, both keyings; docs/failover.md's table (ARGS="--only NAME ...")
+	@netns-lab/lab exec --cpus 2 --timeout 90m --mount docs:/docs -- \
+		python3 -m scenarios.failover --page /docs/failover.md $(ARGS)
+
+test: ## lint, types, unit, sim, lab, lab-ike and lab-virtual, each whatever became of the others
 	@$(stage)
 
 setup: ## make ready what test and demo need
@@ -36,14 +41,18 @@ unit: ## unit and property tests, the import law
 sim: ## whole clusters from seeds
 	@$(stage) sim
 
-lab: ## tests on the lab's kernel
-	@$(stage) lab
+lab: ## tests on the lab's kernel, and with charon
+	@$(stage) lab lab-ike
 
 lab-long: ## the lab's tests that wait long: frozen and crashed charons, moves between keyings
 	@$(stage) lab-long
 
 lab-virtual: ## days of operation in virtual time
 	@$(stage) lab-virtual
+
+week: ## a week by IKE in virtual time: about seven minutes
+	@netns-lab/lab exec --clock virtual --timeout 60m --env TUNSEC_LAB_DAYS=7 -- \
+		python3 -m pytest tests/lab/test_virtual_week.py -s
 
 bench: ## XFRM programming beside `ip -batch` and ready-made bytes
 	@mkdir -p bench-results

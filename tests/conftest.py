@@ -4,6 +4,11 @@ import os
 from collections.abc import Generator
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# No test fails for being slow: machines that run them have other work to do.
+settings.register_profile("tunsec", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tunsec")
 
 IN_LAB = "TUNSEC_IN_LAB"  # set by the lab guest
 

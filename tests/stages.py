@@ -37,6 +37,19 @@ KINDS: Final = {
 }
 ELSEWHERE: Final = ("tests/lab", "tests/sim", "tests/contract/test_kernel_xfrm.py")
 """What has a stage of its own, or needs a kernel that few hosts have."""
+WITH_CHARON: Final = (
+    "tests/lab/ike",
+    "tests/lab/test_all_kinds.py",
+    "tests/lab/test_ike_refusals.py",
+    "tests/lab/test_kinds.py",
+    "tests/lab/test_mixed_keyings.py",
+    "tests/lab/test_rds.py",
+    "tests/lab/test_roce.py",
+    "tests/lab/test_service_address.py",
+    "tests/lab/test_tenants.py",
+    "tests/lab/test_vxlan_ike.py",
+)
+"""What has a guest of its own: half of the lab's time."""
 FOR_LESSER_KERNELS: Final = "cannot_measure"
 """Tests of what a kernel lacks: the lab's lacks nothing, and skips nothing."""
 
@@ -54,6 +67,18 @@ def in_lab(*options: str, tests: Sequence[str]) -> tuple[str, ...]:
     """Tests in a freshly booted lab kernel."""
     guest = ("python3", "-m", "pytest", "--color=no", *tests)
     return (sys.executable, "netns-lab/lab", "exec", *options, "--", *guest)
+
+
+def quick_in_lab(*tests: str) -> tuple[str, ...]:
+    """Those of every run of `make test`."""
+    return in_lab(
+        *("--cpus", "2", "--timeout", "20m"),
+        tests=(
+            *("-m", "not virtual_time and not long"),
+            *("-k", f"not {FOR_LESSER_KERNELS}"),
+            *tests,
+        ),
+    )
 
 
 @dataclass(frozen=True)
@@ -86,17 +111,14 @@ STAGES: Final = {
         Stage(
             "lab",
             (
-                in_lab(
-                    *("--cpus", "2", "--timeout", "20m"),
-                    tests=(
-                        *("-m", "not virtual_time and not long"),
-                        *("-k", f"not {FOR_LESSER_KERNELS}"),
-                        *("tests/lab", "tests/contract", "tests/unit/adapters"),
-                    ),
+                quick_in_lab(
+                    *(f"--ignore={path}" for path in WITH_CHARON),
+                    *("tests/lab", "tests/contract", "tests/unit/adapters"),
                 ),
             ),
             needs="build",
         ),
+        Stage("lab-ike", (quick_in_lab(*WITH_CHARON),), needs="build"),
         Stage(
             "lab-long",
             (
@@ -110,8 +132,8 @@ STAGES: Final = {
 }
 
 SIDE_BY_SIDE: Final = (("lint", "types", "unit", "sim"), ("build", "lab-virtual"))
-ALONE: Final = ("lab",)
-"""Counts lost packets and milliseconds: it has the machine to itself."""
+AFTERWARDS: Final = (("lab",), ("lab-ike",))
+"""They count lost packets and mostly wait: two guests, and no computing beside them."""
 
 
 @dataclass
@@ -143,7 +165,7 @@ class Runner:
 
     def run_all(self) -> None:
         self.run_lanes(SIDE_BY_SIDE)
-        self.run_lanes((ALONE,))
+        self.run_lanes(AFTERWARDS)
 
     def run_lanes(self, lanes: Sequence[Sequence[str]]) -> None:
         with ThreadPoolExecutor(len(lanes)) as threads:

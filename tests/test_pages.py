@@ -74,10 +74,10 @@ def test_what_is_later_is_named_in_the_readme_and_nothing_else() -> None:
     later = {
         f"{row.where[-1]}: {row.value}" if row.where[-1] in ("mode", "keying") else row.value
         for row in LATER
-        if row.value != ANYTHING and row.where[-1] != "offload"
+        if row.value != ANYTHING
     }
     later |= {row.where[-1] for row in LATER if row.value == ANYTHING}
-    assert named == later | {"offload", "none"}
+    assert named == later
 
 
 def test_the_version_is_one() -> None:

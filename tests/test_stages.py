@@ -56,7 +56,7 @@ def test_every_stage_runs_and_the_total_stands_alone(
     )
     monkeypatch.setattr(stages, "STAGES", {stage.name: stage for stage in table})
     monkeypatch.setattr(stages, "SIDE_BY_SIDE", (("bad", "needy"), ("after",)))
-    monkeypatch.setattr(stages, "ALONE", ("alone",))
+    monkeypatch.setattr(stages, "AFTERWARDS", (("alone",),))
     runner = Runner()
     runner.run_all()
     assert runner.conclude() == 1

@@ -1,7 +1,7 @@
 """What the daemon needs of the outside, as Protocols. Adapters and the simulation's fakes fulfil
 them, and the same contract tests run on both."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -9,15 +9,17 @@ from tunsec.model.aead import AeadSpeed as AeadSpeed
 from tunsec.model.clock import Instant, WallTime
 from tunsec.model.connection import Connection, Syn
 from tunsec.model.errors import Refused, TunsecError
-from tunsec.model.guard import Guard, GuardDrops
+from tunsec.model.guard import Guard, GuardDrops, VniMarks
 from tunsec.model.ike import IkeConnection
 from tunsec.model.ike_sa import IkeRef, IkeSa
 from tunsec.model.names import Address
 from tunsec.model.overlay import OverlayDevice as OverlayDevice
+from tunsec.model.rdma import RdmaDevice as RdmaDevice
 from tunsec.model.sa import Sa, SaId
 from tunsec.model.secret import Secret
 from tunsec.model.sp import Sp, SpId
 from tunsec.model.step import Step
+from tunsec.model.underlay import Underlay
 
 
 class Kernel(Protocol):
@@ -36,7 +38,7 @@ class Kernel(Protocol):
         ...
 
     def sps(self) -> dict[SpId, Sp]:
-        """Every SP, ours and foreign; per-socket policies left out."""
+        """Every SP, ours and foreign, the one last written first; per-socket policies left out."""
         ...
 
     def sa(self, sa_id: SaId) -> Sa | None:
@@ -88,15 +90,43 @@ class SynGate(Protocol):
         ...
 
 
+class VniMarking(Protocol):
+    """Marks by VNI on what `external` tunnel devices send, beside the guard table."""
+
+    def put(self, wanted: Sequence[VniMarks]) -> None:
+        """Give each device just these marks; raises Refused or Unavailable once all were tried."""
+        ...
+
+    def drift(self, wanted: Sequence[VniMarks]) -> tuple[str, ...]:
+        """What stands differently from what `put` would make, one line each."""
+        ...
+
+
 class Links(Protocol):
     """Devices and addresses of this network namespace."""
 
-    def addresses(self) -> frozenset[Address]:
-        """Addresses that this host holds now."""
+    def addresses(self) -> Mapping[Address, str]:
+        """Addresses that this host holds now, each with its device."""
         ...
 
     def overlay_devices(self) -> tuple[OverlayDevice, ...]:
         """Tunnel devices that this host has now."""
+        ...
+
+    def underlay_mtu(self, to: Address) -> int | None:
+        """MTU of the way to an address; None without a way."""
+        ...
+
+    def underlay(self, local: Address, remote: Address) -> Underlay | None:
+        """The device by which packets from one address to another leave; None without a way."""
+        ...
+
+
+class Rdma(Protocol):
+    """RDMA devices of this host."""
+
+    def devices(self) -> tuple[RdmaDevice, ...]:
+        """Those that this host has now; raises Unavailable."""
         ...
 
 
@@ -105,7 +135,7 @@ class Record:
     """A signed or authenticated record as the directory holds it; nothing in it is trusted yet."""
 
     path: str
-    """`offers/HOST` or `confirmations/READER/AUTHOR`."""
+    """`offers/HOST`, `confirmations/READER/AUTHOR` or `claims/SERVICE.TOKEN`."""
     body: bytes
 
 
@@ -120,6 +150,16 @@ class Directory(Protocol):
 
     def withdraw(self, paths: Sequence[str], *, done: Callable[[Exception | None], None]) -> None:
         """Delete records; that one is not there is no error."""
+        ...
+
+    def claim(
+        self, service: str, token: int, body: bytes, *, done: Callable[[int | Exception], None]
+    ) -> None:
+        """Write `claims/SERVICE.TOKEN` if neither it nor one of a higher token is there.
+
+        `done(0)` when it is durable, and then those of lower tokens go; else the highest token that
+        is there, or the error: then it may be there or not.
+        """
         ...
 
 

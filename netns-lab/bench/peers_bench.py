@@ -32,7 +32,7 @@ AT_ONCE: Final = 4
 """Hosts that are started or given a policy side by side."""
 POLL: Final = 20.0
 """Seconds that one long poll may take."""
-PROTECTED_WITHIN: Final = 120.0
+PROTECTED_WITHIN: Final = 600.0
 GONE_WITHIN: Final = 120.0
 SETTLE: Final = 5.0
 """Seconds for what the peers do of themselves once they have their policy."""

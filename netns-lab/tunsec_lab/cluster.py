@@ -1,5 +1,6 @@
 """tunsecd on the hosts of a lab: a CA, an identity each, one policy, a directory they all see."""
 
+import os
 import time
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -21,18 +22,27 @@ CONFINED: Final = ("setpriv", "--bounding-set", "-all,+net_admin", "--inh-caps",
 """CAP_NET_ADMIN and no other, as in systemd/tunsecd.service: file modes hold for this root too."""
 
 
+def from_checkout(checkout: Path) -> dict[str, str]:
+    """An environment in which `tunsecd` is run from there, wherever one stands."""
+    path = os.pathsep.join((str(checkout), os.environ.get("PYTHONPATH", "")))
+    return {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
+
+
 @dataclass
 class Cluster:
     """Daemons of a lab. Hosts bear the same names in the lab and in the policy.
 
     `flows` is the `flows:` part of the policy as YAML, `defaults` its `defaults:`, `ike` its
-    `ike:`. `charons` are those that were started, by host.
+    `ike:`, `services` its `service_addresses:`. The CA and what it issued are `age` seconds old.
+    `charons` are those that were started, by host.
     """
 
     lab: Lab
     flows: str = "  overlay: {kind: vxlan, between: all}\n"
     defaults: str = "  {}\n"
     ike: str = "  {}\n"
+    services: str = "  {}\n"
+    age: float = 0.0
     daemons: dict[str, Process] = field(default_factory=dict)
     charons: dict[str, LabCharon] = field(default_factory=dict)
 
@@ -40,7 +50,7 @@ class Cluster:
         self.folder = self.lab.folder / "cluster"
         self.directory = self.folder / "directory"
         self.directory.mkdir(parents=True)
-        now = WallTime(time.time())
+        now = WallTime(time.time() - self.age)
         (self.folder / "identity").mkdir()
         ca = self.folder / "ca"
         ca_files.init(ca, name="lab", days=60, kind=KeyType.ED25519, wall_now=now)
@@ -79,15 +89,22 @@ class Cluster:
         return (
             f"{head}\ndefaults:\n{self.defaults if defaults is None else defaults}"
             f"ike:\n{self.ike if ike is None else ike}"
+            f"service_addresses:\n{self.services}"
             f"flows:\n{self.flows if flows is None else flows}"
         )
 
     def start(
-        self, host: Host, *options: str, ready: bool = True, confined: bool = False
+        self,
+        host: Host,
+        *options: str,
+        ready: bool = True,
+        confined: bool = False,
+        checkout: Path | None = None,
     ) -> Process:
         """Start the daemon of a host; returns when it is ready (its flows are closed).
 
-        A `confined` one has no more rights over files than their modes give.
+        A `confined` one has no more rights over files than their modes give. `checkout` is where
+        another version of tunsec lies.
         """
         for folder in (host.run_dir, host.state_dir):
             folder.mkdir(parents=True, exist_ok=True)
@@ -105,6 +122,7 @@ class Cluster:
                 *options,
             ],
             name="tunsecd",
+            env=None if checkout is None else from_checkout(checkout),
         )
         self.daemons[host.name] = daemon
         if ready:

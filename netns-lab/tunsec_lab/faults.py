@@ -4,6 +4,8 @@ Each returns a `Fault`, which is undone by `undo()` or at the end of a `with` bl
 goes with the lab.
 """
 
+import json
+import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -84,6 +86,15 @@ class Faults:
         """Loss, delay and the like of what the host receives; for both ways impair both hosts."""
         self._each(host, "qdisc replace dev {port} root netem " + impairment.netem(), program="tc")
         return Fault(lambda: self._each(host, "qdisc del dev {port} root", program="tc"))
+
+    def dropped(self, host: str) -> int:
+        """Frames to a host that `impair` has dropped since it began."""
+        total = 0
+        for port in self.ports[host]:
+            argv = ["tc", "-n", self.switch, "-s", "-j", "qdisc", "show", "dev", port, "root"]
+            done = subprocess.run(argv, check=True, capture_output=True, text=True)
+            total += sum(int(qdisc["drops"]) for qdisc in json.loads(done.stdout))
+        return total
 
     def partition(self, *groups: list[str]) -> Fault:
         """Hosts of one group reach each other and nobody else; hosts not named stay with the

@@ -32,6 +32,7 @@ PACKAGES: Final = (
     "iproute2",
     "iputils-arping",
     "iputils-ping",
+    "keepalived",
     "kmod",
     "libcharon-extra-plugins",
     "libstrongswan-extra-plugins",

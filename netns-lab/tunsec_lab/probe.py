@@ -26,13 +26,19 @@ RECEIVE_BUFFER_BYTES: Final = 1 << 23
 SO_RCVBUFFORCE: Final = 33
 LINGER_SECONDS: Final = 1.0  # packets still on their way when the sender has stopped
 HOLES_TOLD: Final = 8
+GAP_NANOSECONDS: Final = 10_000_000
+"""Packets that are missing for so long make a gap."""
+IP_FREEBIND: Final = 15
+IPV6_FREEBIND: Final = 78
 
 
 class ProbeReport(NamedTuple):
     """`longest_gap_ms` is between two packets that arrived one after the other.
 
     `refused` packets never left: the sender's own kernel said no. `holes` are the first packets
-    that are missing, as (number, how many).
+    that are missing, as (number, how many). `gaps` are the spans of at least 10 ms without a
+    packet in which some were lost, from the last one that came to the next. Instants are
+    monotonic seconds, of which namespaces have but one kind; 0.0 where there was no packet.
     """
 
     sent: int
@@ -43,6 +49,13 @@ class ProbeReport(NamedTuple):
     longest_delay_ms: float
     refused: int = 0
     holes: tuple[tuple[int, int], ...] = ()
+    gaps: tuple[tuple[float, float], ...] = ()
+    began_at: float = 0.0
+    """When the first packet was sent; `ended_at`: the last one."""
+    ended_at: float = 0.0
+    first_at: float = 0.0
+    """When the first packet came; `last_at`: the last one."""
+    last_at: float = 0.0
 
     @property
     def lost(self) -> int:
@@ -111,6 +124,9 @@ class Probe:
             heard["longest_delay_ms"],
             said["refused"],
             tuple(holes),
+            tuple((began / 1e9, ended / 1e9) for began, ended in heard["gaps"]),
+            *(instant / 1e9 for instant in (said["began_at"], said["ended_at"])),
+            *(instant / 1e9 for instant in (heard["first_at"], heard["last_at"])),
         )
         return self.report
 
@@ -143,33 +159,39 @@ def open_socket(address: str) -> socket.socket:
 
 
 def send(options: argparse.Namespace) -> None:
-    """Keeps the rate on average: after a delay it catches up."""
+    """Keeps the rate on average: after a delay it catches up.
+
+    It looks for SIGTERM only between packets: what is counted as sent was sent.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     sock = open_socket(options.address)
-    sock.connect((options.address, options.port))
     padding = bytes(max(0, options.size - PACKET.size))
-    sent = refused = 0
-    stop_on_sigterm()
+    sent = refused = sent_at = 0
     print("ready", flush=True)
     start = time.monotonic()
-    try:
-        while not options.count or sent < options.count:
-            ahead = start + sent / options.rate - time.monotonic()
-            if ahead > 0:
-                time.sleep(ahead)
-            packet = PACKET.pack(sent, time.monotonic_ns()) + padding
-            sent += 1
-            try:
-                sock.send(packet)
-            except OSError:  # no route, blocked by a policy, refused: a lost packet
-                refused += 1
-    except Told:
-        pass
-    print(json.dumps({"sent": sent, "refused": refused}), flush=True)
+    while not options.count or sent < options.count:
+        ahead = start + sent / options.rate - time.monotonic()
+        if signal.sigtimedwait({signal.SIGTERM}, max(0.0, ahead)) is not None:
+            break
+        sent_at = time.monotonic_ns()
+        try:
+            # Not connected: a host that was just switched on may have no route yet.
+            sock.sendto(PACKET.pack(sent, sent_at) + padding, (options.address, options.port))
+        except OSError:  # no route, blocked by a policy, refused: a lost packet
+            refused += 1
+        sent += 1
+    said = {"sent": sent, "refused": refused, "began_at": int(start * 1e9), "ended_at": sent_at}
+    print(json.dumps(said), flush=True)
 
 
 def receive(options: argparse.Namespace) -> None:
     sock = open_socket(options.address)
     sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER_BYTES)
+    # On a host that was just switched on the address may still be on a device that is down.
+    if sock.family is socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)
+    else:
+        sock.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)
     sock.bind((options.address, options.port))
     tally = Tally()
     stop_on_sigterm()
@@ -198,7 +220,8 @@ class Tally:
         self.below = 0  # every number below has come; keeps `seen` small
         self.received = self.duplicated = self.reordered = 0
         self.highest = -1
-        self.last_at = 0
+        self.first_at = self.last_at = 0
+        self.gaps: list[tuple[int, int, int, int]] = []
         self.longest_gap = self.longest_delay = 0
 
     def take(self, packet: bytes, now: int) -> None:
@@ -207,6 +230,8 @@ class Tally:
             self.duplicated += 1
             return
         self.received += 1
+        if self.last_at and number > self.highest + 1 and now - self.last_at >= GAP_NANOSECONDS:
+            self.gaps.append((self.last_at, now, self.highest + 1, number))
         if number < self.highest:
             self.reordered += 1
         self.highest = max(self.highest, number)
@@ -216,6 +241,8 @@ class Tally:
             self.below += 1
         if self.last_at:
             self.longest_gap = max(self.longest_gap, now - self.last_at)
+        else:
+            self.first_at = now
         self.longest_delay = max(self.longest_delay, now - sent_at)
         self.last_at = now
 
@@ -229,6 +256,14 @@ class Tally:
             at = number + 1
         return found[:HOLES_TOLD]
 
+    def silent(self) -> list[tuple[int, int]]:
+        """From when to when nothing came, where what was missing then never came."""
+        return [
+            (began, ended)
+            for began, ended, first, beyond in self.gaps
+            if any(n >= self.below and n not in self.seen for n in range(first, beyond))
+        ]
+
     def summary(self) -> dict[str, object]:
         return {
             "highest": self.highest,
@@ -236,6 +271,9 @@ class Tally:
             "received": self.received,
             "duplicated": self.duplicated,
             "reordered": self.reordered,
+            "gaps": self.silent(),
+            "first_at": self.first_at,
+            "last_at": self.last_at,
             "longest_gap_ms": self.longest_gap / 1e6,
             "longest_delay_ms": self.longest_delay / 1e6,
         }

@@ -45,7 +45,8 @@ class RdsTalk:
     """A talker on one host whose every message the other host sends back.
 
     `with RdsTalk(a, b, sizes=SIZES) as talk: talk.wait()`. Without sizes it goes on with messages
-    of 8,000 bytes until the end of the block; then there is `talk.report`.
+    of 8,000 bytes until the end of the block; then there is `talk.report`. `far` is an address that
+    the other host has besides its own.
     """
 
     def __init__(
@@ -54,12 +55,13 @@ class RdsTalk:
         target: "Host",
         *,
         version: int = 4,
+        far: str = "",
         sizes: Iterable[int] = (),
         port: int = PORT,
     ) -> None:
         self.source, self.target, self.port = source, target, port
         self.near = str(source.ipv4 if version == 4 else source.ipv6)
-        self.far = str(target.ipv4 if version == 4 else target.ipv6)
+        self.far = far or str(target.ipv4 if version == 4 else target.ipv6)
         self.sizes = tuple(sizes)
         self.report = RdsReport(0, 0, 0)
 
@@ -84,7 +86,7 @@ class RdsTalk:
         """Messages that have come back so far."""
         return self.talker.output().count("back ")
 
-    def wait_for_more(self, count: int = 20, *, timeout: float = 30.0) -> None:
+    def wait_for_more(self, count: int = 6, *, timeout: float = 30.0) -> None:
         """Until so many more messages are back."""
         self.talker.wait_for_line(rf"^back {self.progress() + count}$", timeout=timeout)
 

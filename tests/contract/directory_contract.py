@@ -22,6 +22,8 @@ class Member:
     directory: Directory
     answers: list[Exception | None] = field(default_factory=list)
     told: list[Record] = field(default_factory=list)
+    claimed: list[int | Exception] = field(default_factory=list)
+    """What it was answered when it claimed."""
 
     def publish(self, *records: Record) -> None:
         """Publish in one call."""
@@ -30,6 +32,12 @@ class Member:
     def withdraw(self, *paths: str) -> None:
         """Withdraw in one call."""
         self.directory.withdraw(paths, done=self.answers.append)
+
+    def claim(self, token: int, *, service: str = "vip") -> Record:
+        """Claim a service address; returns the record that this makes, if it does."""
+        record = Record(f"claims/{service}.{token}", b"claim %d by %d" % (token, id(self)))
+        self.directory.claim(service, token, record.body, done=self.claimed.append)
+        return record
 
     def hear(self, records: Sequence[Record]) -> None:
         """Called with what is new."""
@@ -195,3 +203,59 @@ class DirectoryContract:
         author.publish(Record(OFFER, b"after"))
         meeting.until(lambda: Record(OFFER, b"after") in reader.told)
         assert author.answers[2:] in ([], [None])
+
+    def test_of_those_that_claim_by_one_token_one_gets_it(self, meeting: Meeting) -> None:
+        members = [meeting.join(f"h{number}") for number in range(5)]
+        for token in range(1, 6):
+            records = [member.claim(token) for member in members]
+            meeting.until(lambda: all(member.claimed for member in members))
+            assert sorted(member.claimed for member in members) == [[0], *[[token]] * 4]
+            [winner] = [
+                record
+                for member, record in zip(members, records, strict=True)
+                if member.claimed == [0]
+            ]
+            meeting.until(lambda: all(winner in member.told for member in members))  # noqa: B023
+            for member in members:
+                assert [one for one in member.told if one in records] == [winner]
+                member.claimed.clear()
+                member.told.clear()
+
+    def test_a_token_below_one_that_is_there_is_not_given(self, meeting: Meeting) -> None:
+        one, two = meeting.join("h0"), meeting.join("h1")
+        one.claim(7)
+        meeting.until(lambda: one.claimed == [0])
+        for token in (1, 6, 7):
+            two.claim(token)
+        meeting.until(lambda: len(two.claimed) == 3)
+        assert two.claimed == [7, 7, 7]
+        two.claim(1, service="vip.7")  # another service, whatever its name looks like
+        two.claim(8)
+        meeting.until(lambda: len(two.claimed) == 5)
+        assert two.claimed[3:] == [0, 0]
+
+    def test_claims_below_the_newest_are_not_shown_to_who_comes_later(
+        self, meeting: Meeting
+    ) -> None:
+        one, two = meeting.join("h0"), meeting.join("h1")
+        for token, member in enumerate((one, two, one), start=1):
+            newest = member.claim(token)
+            meeting.until(lambda: one.claimed[-1:] == [0] or two.claimed[-1:] == [0])
+            meeting.settle()
+        late = meeting.join("h2")
+        meeting.until(lambda: bool(late.told))
+        meeting.settle()
+        assert late.told == [newest]
+
+    def test_claiming_from_a_directory_that_is_away_is_an_error(self, meeting: Meeting) -> None:
+        one, reader = meeting.join("h0"), meeting.join("h1")
+        one.claim(1)
+        meeting.until(lambda: one.claimed == [0])
+        meeting.go_away()
+        one.claim(2)
+        meeting.until(lambda: len(one.claimed) == 2)
+        assert isinstance(one.claimed[1], Unavailable)
+        meeting.come_back()
+        third = one.claim(3)
+        meeting.until(lambda: third in reader.told)
+        assert one.claimed[2] == 0

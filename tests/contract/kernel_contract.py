@@ -1,6 +1,8 @@
 """What every ports.Kernel keeps to: the real one, and the one of the simulation.
 
-A test class inherits KernelContract and supplies a `kernel` fixture: an empty SAD and SPD.
+A test class inherits KernelContract and supplies fixtures: `kernel`, an empty SAD and SPD;
+`plain_device` and `nic`, the ifindex of a device in its namespace without ESP offload, and of
+one as netdevsim has it.
 """
 
 import errno
@@ -13,7 +15,15 @@ from tunsec.model.aead import Aead
 from tunsec.model.errors import Refused
 from tunsec.model.names import Address, Mark, Reqid, Spi
 from tunsec.model.ownership import PRIORITY_BLOCK, PRIORITY_PROTECT
-from tunsec.model.sa import Lifetimes, Replay, Sa, SaDirection, SaId
+from tunsec.model.sa import (
+    Lifetimes,
+    Offload,
+    OffloadKind,
+    Replay,
+    Sa,
+    SaDirection,
+    SaId,
+)
 from tunsec.model.secret import Secret
 from tunsec.model.selector import TCP, UDP, PortMatch, Selector, any_network
 from tunsec.model.sp import Sp, SpAction, SpDirection, SpId, Template
@@ -73,6 +83,11 @@ def make_block(version: int, direction: SpDirection) -> Sp:
 def add(sa: Sa) -> AddSa:
     """The step that installs it as an outbound SA."""
     return AddSa(sa, SaDirection.OUTBOUND)
+
+
+def whole(ifindex: int) -> Offload:
+    """Packet offload of what goes out."""
+    return Offload(OffloadKind.PACKET, ifindex, inbound=False)
 
 
 def errnos(answers: list[Refused | None]) -> list[int | None]:
@@ -176,6 +191,15 @@ class KernelContract:
         done(kernel, UpdateSp(sp, sp))
         assert kernel.sps() == {sp.id: sp}
 
+    def test_sps_are_shown_in_the_order_they_were_written_the_last_first(
+        self, kernel: Kernel
+    ) -> None:
+        sps = [make_sp(dport=port) for port in (6081, 4789, 500)]
+        done(kernel, *(AddSp(sp) for sp in sps))
+        assert list(kernel.sps()) == [sp.id for sp in reversed(sps)]
+        done(kernel, UpdateSp(sps[1], sps[1]))
+        assert list(kernel.sps()) == [sps[at].id for at in (1, 2, 0)]
+
     def test_marks_tell_sps_apart(self, kernel: Kernel) -> None:
         red, blue, plain = make_sp(mark=Mark(41)), make_sp(mark=Mark(42)), make_sp()
         done(kernel, AddSp(red), AddSp(plain), AddSp(blue))
@@ -185,6 +209,22 @@ class KernelContract:
         assert errnos(kernel.apply([RemoveSp(red)])) == [errno.ENOENT]
         assert kernel.sp(red.id) is None
         assert kernel.sp(blue.id) == blue
+
+    def test_an_sp_keeps_the_mask_of_its_mark(self, kernel: Kernel) -> None:
+        red, blue = (make_sp(mark=Mark(value << 24, 0xFF << 24)) for value in (0x81, 0x82))
+        block = make_block(4, SpDirection.OUT)
+        done(kernel, AddSp(block), AddSp(red), AddSp(blue))
+        assert kernel.sps() == {sp.id: sp for sp in (block, red, blue)}
+        pinned = replace(red, templates=(replace(red.templates[0], spi=Spi(0x1020)),))
+        done(kernel, UpdateSp(pinned, red))
+        assert kernel.sps() == {sp.id: sp for sp in (block, pinned, blue)}
+        done(kernel, RemoveSp(pinned))
+        assert kernel.sps() == {sp.id: sp for sp in (block, blue)}
+
+    def test_what_an_sa_sets_on_packets_is_read_back(self, kernel: Kernel) -> None:
+        sa = replace(make_sa(0x1021, dst=LOCAL), output_mark=Mark(0x81 << 24, 0xFF << 24))
+        done(kernel, AddSa(sa, SaDirection.INBOUND))
+        assert kernel.sas() == {sa.id: sa}
 
     def test_marks_tell_sas_apart(self, kernel: Kernel) -> None:
         red, blue = make_sa(0x1009, mark=Mark(41)), make_sa(0x1009, mark=Mark(42))
@@ -275,3 +315,43 @@ class KernelContract:
         done(kernel, add(here), add(there))
         done(kernel, RemoveSa(here.id))
         assert kernel.sas() == {there.id: there}
+
+    def test_a_nic_gets_what_it_takes(self, kernel: Kernel, nic: int) -> None:
+        """Crypto offload of AES-GCM with 32-bit sequence numbers, as netdevsim does it."""
+        sa = replace(
+            make_sa(0x1012),
+            offload=Offload(OffloadKind.CRYPTO, nic, inbound=False),
+            replay=Replay(window=32),
+        )
+        done(kernel, add(sa))
+        assert kernel.sa(sa.id) == sa
+        refused = [
+            replace(sa, id=SaId(PEER, Spi(0x1013)), offload=whole(nic)),
+            replace(sa, id=SaId(PEER, Spi(0x1014)), replay=Replay(window=1024, esn=True)),
+            replace(
+                make_sa(0x1015, aead=Aead.CHACHA20_POLY1305),
+                offload=sa.offload,
+                replay=Replay(window=32),
+            ),
+        ]
+        for one in refused:
+            (answer,) = kernel.apply([add(one)])
+            assert answer is not None
+            assert answer.errno == errno.EINVAL
+            assert answer.reason
+        assert "ESN" in str(kernel.apply([add(refused[1])])[0])
+        sp = replace(make_sp(spi=0x1012), offload=whole(nic))
+        assert errnos(kernel.apply([AddSp(sp)])) == [errno.EINVAL]
+        assert set(kernel.sas()) == {sa.id}
+        assert kernel.sps() == {}
+
+    def test_a_device_that_knows_no_offload(self, kernel: Kernel, plain_device: int) -> None:
+        """The kernel does crypto offload itself and says nothing; packet offload it refuses."""
+        sa = make_sa(0x1016)
+        crypto = Offload(OffloadKind.CRYPTO, plain_device, inbound=False)
+        done(kernel, add(replace(sa, offload=crypto)))
+        assert kernel.sa(sa.id) == sa
+        packet = replace(make_sa(0x1017), offload=whole(plain_device))
+        assert errnos(kernel.apply([add(packet)])) == [errno.EINVAL]
+        sp = replace(make_sp(spi=0x1017), offload=whole(plain_device))
+        assert errnos(kernel.apply([AddSp(sp)])) == [errno.EINVAL]

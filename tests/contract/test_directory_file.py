@@ -36,6 +36,17 @@ class OnLoop:
         """On the loop."""
         self._call(lambda: self.directory.withdraw(paths, done=self._waking(done)))
 
+    def claim(
+        self, service: str, token: int, body: bytes, *, done: Callable[[int | Exception], None]
+    ) -> None:
+        """On the loop."""
+
+        def answered(found: int | Exception) -> None:
+            done(found)
+            self.news.set()
+
+        self._call(lambda: self.directory.claim(service, token, body, done=answered))
+
     def _call(self, act: Callable[[], None]) -> None:
         async def call() -> None:
             act()

@@ -367,7 +367,7 @@ def test_one_flow_by_ike_beside_one_by_directory() -> None:
                 for host in lab.hosts.values()
             ]
             for host, rekeys in zip(lab.hosts.values(), before, strict=True):
-                cluster.wait_until(host, rekeys=rekeys + 10, timeout=90)
+                cluster.wait_until(host, rekeys=rekeys + 4, timeout=90)
                 flows = cluster.status(host).flows
                 assert {(flow.flow, flow.keying) for flow in flows} == {
                     ("overlay", "ike"),

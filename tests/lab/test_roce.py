@@ -1,25 +1,29 @@
 """RoCEv2 by Soft-RoCE: SEND, WRITE and READ, what else the flow covers, and what it leaves to
 others."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 
 import pytest
 
-from tests.lab.watched import watched_flows
+from tests.lab.kernel_flows import begin_closed, datagrams, let_key, rdma_in_clear, transfer
+from tests.lab.watched import Packets, packets_of, show_packets, watched_flows
+from tunsec.adapters.rdma import HostRdma
 from tunsec.model.flow import Keying
 from tunsec.wire.control import PolicyBody
 from tunsec_lab.capture import LeakWatch
 from tunsec_lab.cluster import Cluster
 from tunsec_lab.errors import LabError
 from tunsec_lab.host import Host, Lab
-from tunsec_lab.packets import protect
-from tunsec_lab.probe import Probe
-from tunsec_lab.roce import RdmaTransfer, Verb, add_rxe
+from tunsec_lab.packets import Protected, protect
+from tunsec_lab.roce import RdmaTransfer, Verb, add_rxe, rxe_name
+from tunsec_lab.topology import load_topology
 
 pytestmark = pytest.mark.needs("esp-ipv4", "esp-ipv6", "esn", "nft-inet", "rxe")
 
 FLOWS = "  storage: {kind: rocev2, between: all}\n"
-DEFAULTS = "  {{keying: {keying}, rekey: {{after: {after}, hard: 60s, jitter: 0%}}}}\n"
+DEFAULTS = "  {{keying: {keying}, rekey: {{after: 1s, hard: 60s, jitter: 0%}}}}\n"
 OTHER_UDP = 5123
 """A port that no flow names."""
 
@@ -30,30 +34,12 @@ def watch(lab: Lab) -> Iterator[LeakWatch]:
     for host in (a, b):
         add_rxe(host)
 
-    def write() -> None:
-        for version in (4, 6):
-            transfer(a, b, verb=Verb.WRITE, version=version)
-
-    def other() -> None:
-        assert arrived(a, b) > 0
-
-    flows = {protect("rocev2"): write, protect("udp", port=OTHER_UDP): other}
+    flows: dict[Protected, Callable[[], object]] = {
+        protect("rocev2"): partial(rdma_in_clear, lab),
+        protect("udp", port=OTHER_UDP): partial(datagrams, a, b, port=OTHER_UDP),
+    }
     with watched_flows(lab, flows) as seen:
         yield seen
-
-
-def transfer(one: Host, other: Host, *, verb: Verb, version: int) -> int:
-    """Returns when the other end has acknowledged all of so many bytes."""
-    with RdmaTransfer(one, other, verb=verb, version=version) as running:
-        running.wait()
-    return running.bytes
-
-
-def arrived(one: Host, other: Host, *, count: int = 20) -> int:
-    """Datagrams to a port that no flow names, of so many, that got there."""
-    with Probe(one, other, to=other.ipv4, rate=200, count=count, port=OTHER_UDP) as probe:
-        probe.wait()
-    return probe.report.received
 
 
 def is_refused(one: Host, other: Host) -> bool:
@@ -74,29 +60,9 @@ def is_stuck(one: Host, other: Host) -> bool:
     return False
 
 
-def begin(lab: Lab, *, keying: Keying, flows: str = FLOWS, after: str = "1s") -> Cluster:
-    """Daemons on both hosts, before they can agree on keys."""
-    defaults = DEFAULTS.format(keying=keying, after=after)
-    cluster = Cluster(lab, flows=flows, defaults=defaults)
-    a, b = lab.hosts.values()
-    elsewhere = cluster.folder / "elsewhere"
-    elsewhere.mkdir()
-    cluster.start(a)
-    alone = ["--directory", elsewhere.as_uri()] if keying is Keying.DIRECTORY else []
-    cluster.start(b, *alone)
-    return cluster
-
-
-def let_key(cluster: Cluster, keying: Keying) -> None:
-    """What was in the way goes."""
-    hosts = list(cluster.lab.hosts.values())
-    if keying is Keying.IKE:
-        for host in hosts:
-            cluster.start_charon(host)
-    else:
-        cluster.daemons[hosts[1].name].terminate()
-        cluster.start(hosts[1])
-    cluster.wait_protected()
+def software_roce() -> set[str]:
+    """Devices that do not send past the kernel."""
+    return {device.name for device in HostRdma().devices() if device.roce and not device.hardware}
 
 
 @pytest.mark.timeout(120)
@@ -106,12 +72,15 @@ def test_rdma_and_all_other_udp_of_the_pair_go_in_esp_or_not_at_all(
 ) -> None:
     """IKE too crosses between the hosts by UDP, and does so while all other UDP is blocked."""
     a, b = lab.hosts.values()
-    cluster = begin(lab, keying=keying)
+    cluster = Cluster(lab, flows=FLOWS, defaults=DEFAULTS.format(keying=keying))
+    begin_closed(cluster, keying)
     assert is_stuck(a, b)
     assert is_refused(a, b)
     assert watch.report().esp == 0
 
     let_key(cluster, keying)
+    assert software_roce() >= {rxe_name(a), rxe_name(b)}
+    assert not any("RoCE" in warning for warning in cluster.status(a).warnings)
     assert (watch.report().ike > 0) is (keying is Keying.IKE)
     for version in (4, 6):
         before = cluster.flow(a, version=version, flow="storage")
@@ -120,11 +89,13 @@ def test_rdma_and_all_other_udp_of_the_pair_go_in_esp_or_not_at_all(
         assert after.out_bytes - before.out_bytes > sizes[Verb.SEND] + sizes[Verb.WRITE]
         assert after.in_bytes - before.in_bytes > sizes[Verb.READ]
     esp = watch.report().esp
-    assert arrived(a, b) == 20
+    assert datagrams(a, b, port=OTHER_UDP) == 20
     assert watch.report().esp >= esp + 20
 
+    show_packets(keying, packets_of(cluster, a), Packets(), watch)
+
     # A queue pair that is in use keeps its route, and with it what protects it.
-    with RdmaTransfer(a, b, verb=Verb.WRITE, seconds=6) as running:
+    with RdmaTransfer(a, b, verb=Verb.WRITE, seconds=5) as running:
         for host in (a, b):
             rekeys = max(flow.rekeys for flow in cluster.status(host).flows)
             cluster.wait_until(host, rekeys=rekeys + 3)
@@ -137,3 +108,29 @@ def test_rdma_and_all_other_udp_of_the_pair_go_in_esp_or_not_at_all(
         with pytest.raises(LabError):
             running.wait()
     assert is_refused(a, b)
+
+
+@pytest.mark.timeout(60)
+def test_full_size_packets_that_do_not_fit_with_esp_are_warned_of_and_fail() -> None:
+    """Soft-RoCE's MTU leaves room for its own headers only; ESP's are told by status."""
+    usual = load_topology("two-hosts")
+    tight = replace(usual, networks=(replace(usual.networks[0], mtu=2140),), overlays=())
+    with Lab(tight) as lab:
+        a, b = lab.hosts.values()
+        for host in (a, b):
+            add_rxe(host)
+        cluster = Cluster(lab, flows=FLOWS)
+        cluster.start_all()
+        warned = [warning for warning in cluster.status(a).warnings if "RoCE" in warning]
+        assert [warning.split(" with ESP")[0] for warning in warned] == [
+            "storage to b 192.0.2.12: RoCE packets of path MTU 2048 take up to 2148 bytes",
+            "storage to b 2001:db8::12: RoCE packets of path MTU 2048 take up to 2168 bytes",
+        ]
+        for version in (4, 6):
+            for mtu, fits in ((2048, False), (1024, True)):
+                with RdmaTransfer(a, b, verb=Verb.WRITE, version=version, mtu=mtu) as running:
+                    if fits:
+                        running.wait()
+                        continue
+                    with pytest.raises(LabError, match="Completion with error"):
+                        running.wait()

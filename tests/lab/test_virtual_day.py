@@ -4,10 +4,10 @@ from collections import Counter
 
 import pytest
 
-from tests.lab.pile_up import assert_nothing_piled_up, piled_up
 from tests.lab.watched import watched
 from tunsec_lab.cluster import Cluster
 from tunsec_lab.host import Host, Lab
+from tunsec_lab.pile_up import assert_nothing_piled_up, piled_up
 from tunsec_lab.probe import Probe
 
 DAY = 86_400

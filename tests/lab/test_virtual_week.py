@@ -12,11 +12,10 @@ from collections import Counter
 
 import pytest
 
-from tests.lab.pile_up import assert_nothing_piled_up, lines, piled_up
 from tests.lab.watched import watched
-from tunsec.adapters.vici_socket import ViciSocket
 from tunsec_lab.cluster import Cluster
 from tunsec_lab.host import Host, Lab
+from tunsec_lab.pile_up import assert_nothing_piled_up, lines, piled_up
 from tunsec_lab.probe import Probe
 from tunsec_lab.topology import parse_topology
 
@@ -92,8 +91,7 @@ def leftovers(cluster: Cluster) -> Counter[str]:
             assert time.monotonic() < until, f"{host.name}: {cluster.flow(host)}"
             time.sleep(1)
     time.sleep(1)  # until daemons have closed what these questions opened
-    ikes = {f"{host.name}: IKE_SAs": ike_sas(cluster, host) for host in cluster.lab.hosts.values()}
-    return piled_up(cluster) + Counter(ikes)
+    return piled_up(cluster)
 
 
 def at_rest(cluster: Cluster, host: Host) -> bool:
@@ -107,11 +105,3 @@ def at_rest(cluster: Cluster, host: Host) -> bool:
 def sas(host: Host) -> int:
     """In the kernel."""
     return len(lines(host, "state"))
-
-
-def ike_sas(cluster: Cluster, host: Host) -> int:
-    """All that charon keeps."""
-    found: list[object] = []
-    with ViciSocket(cluster.charons[host.name].socket, seconds=5) as vici:
-        vici.stream("list-sas", "list-sa", seconds=5, see=found.append)
-    return len(found)

@@ -133,6 +133,7 @@ def test_a_rebooted_host_is_protected_again_at_once(lab: Lab, watch: LeakWatch) 
     assert took < 2.0
 
 
+@pytest.mark.long
 def test_the_directory_may_be_unreadable_for_half_a_minute_or_away(
     lab: Lab, watch: LeakWatch
 ) -> None:

@@ -144,6 +144,7 @@ def crossings(log: str) -> int:
     )
 
 
+@pytest.mark.long
 @pytest.mark.timeout(240)
 def test_a_charon_that_is_killed_costs_nothing(lab: Lab, watch: LeakWatch) -> None:
     """On each side, then on both at once, each time with and without a daemon that dies too."""

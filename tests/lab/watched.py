@@ -1,10 +1,13 @@
 """The wire of a lab under watch, by a watch that has shown that it is not blind."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from ipaddress import ip_address
 
 from tunsec_lab.capture import LeakWatch
-from tunsec_lab.host import Lab
+from tunsec_lab.cluster import Cluster
+from tunsec_lab.host import Host, Lab
 from tunsec_lab.packets import Protected, protect
 
 
@@ -20,7 +23,7 @@ def watched(
     tunnels = {(overlay.kind, overlay.port) for overlay in lab.topology.overlays}
     flows = [protect(kind, port=port) for kind, port in sorted(tunnels)]
     with LeakWatch(lab, protected=flows, count_esp_only=count_esp_only) as seen:
-        seen.prove_sees(lambda: speak_in_clear(lab))
+        seen.prove_sees(lab.speak_over_overlays)
         yield seen
         seen.assert_closed(needs_esp=needs_esp)
 
@@ -38,17 +41,19 @@ def watched_flows(lab: Lab, flows: Mapping[Protected, Callable[[], object]]) -> 
         seen.assert_closed()
 
 
-def speak_in_clear(lab: Lab) -> None:
-    """The first host reaches every other one over each overlay that they share.
+Packets = Counter[tuple[str, int]]
 
-    Devices speak by themselves while they are up, so they go down before the watch looks again.
-    """
-    for host in lab.hosts.values():
-        host.raise_overlays()
-    first, *others = lab.hosts.values()
-    for overlay in lab.overlays_of(first):
-        for other in others:
-            if other.name in overlay.members:
-                assert first.reaches(other.overlay_addresses(overlay.name)[0])
-    for host in lab.hosts.values():
-        host.lower_overlays()
+
+def packets_of(cluster: Cluster, host: Host) -> Packets:
+    """What a host has sent and received in ESP, by kind and IP version."""
+    found = Packets()
+    for flow in cluster.status(host).flows:
+        found[flow.kind, ip_address(flow.remote).version] += flow.in_packets + flow.out_packets
+    return found
+
+
+def show_packets(keying: str, now: Packets, before: Packets, watch: LeakWatch) -> None:
+    """Rows for docs/policy.md, shown by `pytest -s`."""
+    clear = watch.report().clear
+    for (kind, version), count in sorted((now - before).items()):
+        print(f"| {kind} | {keying} | IPv{version} | {count:,} | {clear} |")

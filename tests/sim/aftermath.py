@@ -118,9 +118,10 @@ def _charon(world: World, host: SimHost) -> Iterator[str]:
     for ike in ikes:
         if not ike.children:
             yield f"IKE_SA #{ike.id} carries nothing, {ike.state}"
-        peers = next(one for one in world.hosts.values() if ike.remote in one.scope.addresses)
-        if not any(other.initiator_spi == ike.initiator_spi for other in peers.charon.ikes):
-            yield f"IKE_SA #{ike.id} is not known to {peers.name}"
+        peers = [one for one in world.hosts.values() if ike.remote in one.links.held]
+        known_to = [other for one in peers for other in one.charon.ikes]
+        if not any(other.initiator_spi == ike.initiator_spi for other in known_to):
+            yield f"IKE_SA #{ike.id} is not known to {', '.join(one.name for one in peers)}"
     for _, flow in engine.ike.flows():
         if sorted(one.own for one in flow.held) != [False, True]:
             yield f"{flow.child.id} has not one CHILD_SA of each host"

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Iterable
 from dataclasses import replace
+from ipaddress import ip_address
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -14,7 +15,7 @@ from tunsec.keying.identity import Identity
 from tunsec.model.clock import Seconds, WallTime
 from tunsec.model.flow import Keying, OnReconnect
 from tunsec.model.names import HostName
-from tunsec.policy.intent import Intent, parse_policy
+from tunsec.policy.intent import Intent, ServiceAddress, parse_policy
 
 EPOCH = WallTime(1_800_000_000.0)
 """Wall time at which every simulation begins."""
@@ -74,9 +75,11 @@ def policy(
     by_ike: int = 0,
     ike_rekey: float = 4 * 3600.0,
     dead_after: str = "never",
+    tenants: int = 0,
+    others: str = "blocked",
 ) -> Intent:
     """A cluster of `hosts` with VXLAN flows between all of them, on ports 4789, 4790, ...; the
-    first `by_ike` of them keyed by IKE.
+    first `by_ike` of them keyed by IKE. Each has so many `tenants`, and says so of `others`.
 
     `soft_packets` and `ike_rekey` may be lower than the language allows, so that few probes and
     little time reach them.
@@ -90,8 +93,11 @@ def policy(
     limit = "" if hard is None else f", hard: {hard}"
     lines += ["defaults:", f"  rekey: {{after: {after}{limit}}}", "flows:"]
     keying = ["ike"] * by_ike + ["directory"] * (flows - by_ike)
+    vnis = ", ".join(f"t{number}: {41 + number}" for number in range(tenants))
+    named = f", tenants: {{{vnis}}}, other_tenants: {others}" if tenants else ""
     lines += [
-        f"  overlay{number}: {{kind: vxlan, between: all, port: {4789 + number}, keying: {word}}}"
+        f"  overlay{number}: "
+        f"{{kind: vxlan, between: all, port: {4789 + number}, keying: {word}{named}}}"
         for number, word in enumerate(keying)
     ]
     lines += ["ike:", f"  dead_after: {dead_after}"]
@@ -127,6 +133,21 @@ ike: {{dead_after: 5s}}
     )
     flows = tuple(replace(flow, on_reconnect=on_reconnect) for flow in intent.flows)
     return replace(intent, flows=flows)
+
+
+VIP = "vip"
+
+
+def with_service_address(intent: Intent, owners: Iterable[str]) -> Intent:
+    """The same policy with a service address in every flow, which these hosts may hold."""
+    service = ServiceAddress(
+        VIP, (ip_address("198.51.100.7"),), tuple(HostName(owner) for owner in owners)
+    )
+    return replace(
+        intent,
+        service_addresses=(service,),
+        flows=tuple(replace(flow, service_addresses=(VIP,)) for flow in intent.flows),
+    )
 
 
 def keyed_by_ike(intent: Intent, names: Iterable[str]) -> Intent:

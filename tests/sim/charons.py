@@ -39,6 +39,11 @@ class Charons:
         host.charon.start()
         self._owners |= dict.fromkeys(addresses, host.name)
 
+    def address_comes(self, host: "SimHost", addresses: frozenset[Address]) -> None:
+        """The wire takes what is sent to a service address to the host that had it last."""
+        self.net.charons |= dict.fromkeys(addresses, host.charon)
+        self._owners |= dict.fromkeys(addresses, host.name)
+
     def _cut_off(self, src: Address, dst: Address) -> bool:
         return not self._world.cut_off.isdisjoint((self._owners[src], self._owners[dst]))
 

@@ -57,6 +57,34 @@ class Directory:
 
         self._land(author, drop, done)
 
+    def claim(
+        self,
+        author: str,
+        service: str,
+        token: int,
+        body: bytes,
+        done: Callable[[int | Exception], None],
+    ) -> None:
+        """One host alone gets a token, and none that is below the highest."""
+        standing = 0
+
+        def take() -> None:
+            nonlocal standing
+            taken = {path: path.rpartition(".") for path in self.records}
+            tokens = {
+                int(number): path
+                for path, (prefix, _, number) in taken.items()
+                if prefix == f"claims/{service}"
+            }
+            standing = max((number for number in tokens if number >= token), default=0)
+            if standing:
+                return
+            for path in tokens.values():
+                del self.records[path]
+            self._store([Record(f"claims/{service}.{token}", body)])
+
+        self._land(author, take, lambda error: done(standing if error is None else error))
+
     def _land(
         self, author: str, act: Callable[[], None], done: Callable[[Exception | None], None]
     ) -> None:
@@ -135,4 +163,4 @@ class Directory:
 
 
 def _concerns(name: str, path: str) -> bool:
-    return path.startswith(("offers/", f"confirmations/{name}/"))
+    return path.startswith(("offers/", "claims/", f"confirmations/{name}/"))

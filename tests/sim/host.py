@@ -1,6 +1,6 @@
 """One host of a simulation: what a crash leaves, what a reboot leaves, and what neither does."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tests.sim.charon import FakeCharon
@@ -9,10 +9,15 @@ from tests.sim.kernel import FakeKernel, Packet
 from tests.sim.tcp import FakeSockets, FakeSynGate
 from tunsec.daemon.engine import Engine
 from tunsec.daemon.scope import Scope
+from tunsec.keying.claims import NO_CLAIMS, KnownClaims
 from tunsec.keying.newest import Newest
 from tunsec.keying.ring import Keyring
-from tunsec.model.guard import Guard, GuardDrops
-from tunsec.model.names import Address, HostName
+from tunsec.model.errors import Unavailable
+from tunsec.model.flow import ChildId
+from tunsec.model.guard import Guard, GuardDrops, VniMarks
+from tunsec.model.names import Address, HostName, Mark, TenantName
+from tunsec.model.rdma import RdmaDevice
+from tunsec.model.underlay import Underlay
 from tunsec.ports import OverlayDevice
 
 
@@ -38,6 +43,16 @@ class FakeGuard:
         """Delete the table."""
         self.guard = None
 
+    def mark_of(self, child: ChildId) -> int:
+        """What a tunnel device sets on packets of a child; 0 where there are no tenants."""
+        for flow in () if self.guard is None else self.guard.flows:
+            if flow.flow == child.flow:
+                marks: dict[TenantName | None, Mark | None] = {None: flow.others}
+                marks |= {one.tenant: one.mark for one in flow.tenants}
+                mark = marks.get(child.tenant)
+                return 0 if mark is None else mark.value
+        return 0
+
     def drops_clear(self, packet: Packet) -> bool:
         """Whether the table holds back a packet that no SA covers, out or in."""
         if self.guard is None:
@@ -50,16 +65,58 @@ class FakeGuard:
         )
 
 
-class NoLinks:
-    """No devices: the simulation's packets need none."""
+class NoMarks:
+    """No filters: the simulation's packets bear the marks of their tenants from the beginning."""
 
-    def addresses(self) -> frozenset[Address]:
-        """None."""
-        return frozenset()
+    def put(self, wanted: Sequence[VniMarks]) -> None:
+        """Nothing to do."""
+
+    def drift(self, wanted: Sequence[VniMarks]) -> tuple[str, ...]:
+        """Nothing differs."""
+        return ()
+
+
+class FakeLinks:
+    """No tunnel devices: the simulation's packets need none. Every address is on eth0, and by one
+    NIC at most packets go to every peer."""
+
+    def __init__(self, addresses: Iterable[Address], kernel: FakeKernel) -> None:
+        self.held = frozenset(addresses)
+        """The host's own, and service addresses that were moved here."""
+        self.kernel = kernel
+
+    def addresses(self) -> Mapping[Address, str]:
+        """What it holds."""
+        return dict.fromkeys(sorted(self.held, key=str), "eth0")
 
     def overlay_devices(self) -> tuple[OverlayDevice, ...]:
         """None."""
         return ()
+
+    def underlay_mtu(self, to: Address) -> int | None:
+        """As Ethernet has it."""
+        return 1500
+
+    def underlay(self, local: Address, remote: Address) -> Underlay | None:
+        """The newest NIC."""
+        if not self.kernel.nics:
+            return None
+        nic = self.kernel.nics[max(self.kernel.nics)]
+        return Underlay(nic.ifindex, nic.name, nic.esp)
+
+
+class FakeRdma:
+    """RDMA devices that come and go as a test wishes."""
+
+    def __init__(self) -> None:
+        self.found: tuple[RdmaDevice, ...] = ()
+        self.trouble = ""
+
+    def devices(self) -> tuple[RdmaDevice, ...]:
+        """Those of now."""
+        if self.trouble:
+            raise Unavailable(self.trouble)
+        return self.found
 
 
 @dataclass(slots=True)
@@ -76,7 +133,11 @@ class SimHost:
     syns: FakeSynGate = field(init=False)
     link: CharonLink | None = None
     """What the daemon has of it."""
+    links: FakeLinks = field(init=False)
+    rdma: FakeRdma = field(default_factory=FakeRdma)
     newest: Newest = field(default_factory=Newest)
+    claims: KnownClaims = NO_CLAIMS
+    """The state folder's memory of who holds service addresses."""
     engine: Engine | None = None
     ring: Keyring | None = None
     certificate: int = 1

@@ -7,7 +7,7 @@ from tests.sim.cast import QUIET, keyed_by_ike, policy
 from tests.sim.ike_chaos import IkeChaos
 from tests.sim.strangers import move_in
 from tests.sim.stream import Stream
-from tests.sim.trial import BACK_WITHIN, Stage, play
+from tests.sim.trial import BACK_WITHIN, Stage, play, tenancy
 from tests.sim.world import World
 
 
@@ -19,6 +19,7 @@ def ike_stage(seed: int) -> Stage:
     by_ike = dice.randint(1, flows)
     both_families = dice.random() < 0.2
     dead_after = dice.choice(["never", "never", "5s"])
+    tenants, others = tenancy(seed) if hosts < 4 else (0, "blocked")
     return Stage(
         policy(
             hosts,
@@ -30,6 +31,8 @@ def ike_stage(seed: int) -> Stage:
             by_ike=by_ike,
             ike_rekey=dice.choice([4.0, 15.0, 3600.0]),
             dead_after=dead_after,
+            tenants=tenants,
+            others=others,
         ),
         policy(
             hosts,
@@ -39,6 +42,8 @@ def ike_stage(seed: int) -> Stage:
             both_families=both_families,
             by_ike=by_ike,
             dead_after=dead_after,
+            tenants=tenants,
+            others=others,
         ),
     )
 

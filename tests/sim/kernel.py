@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from tests.sim.cast import EPOCH
+from tunsec.model.aead import Aead
 from tunsec.model.clock import Instant
 from tunsec.model.errors import Refused, Unavailable
 from tunsec.model.event import (
@@ -24,10 +25,11 @@ from tunsec.model.event import (
     SpdFlushed,
 )
 from tunsec.model.names import Address, Network, Spi
-from tunsec.model.sa import Lifetimes, Sa, SaDirection, SaId, Usage
+from tunsec.model.sa import Lifetimes, Offload, OffloadKind, Sa, SaDirection, SaId, Usage
 from tunsec.model.selector import PortMatch, Selector
 from tunsec.model.sp import Sp, SpAction, SpDirection, SpId, Template
 from tunsec.model.step import AddSa, AddSp, RemoveSa, RemoveSp, Step, UpdateSp
+from tunsec.model.underlay import EspFeature
 
 ACQUIRE_SECONDS = 30
 """net.core.xfrm_acq_expires."""
@@ -35,18 +37,20 @@ ACQUIRE_SECONDS = 30
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """A packet of a flow, in clear."""
+    """A packet of a flow, in clear. `mark` is what its tunnel device, or its SA, has set."""
 
     src: Address
     dst: Address
     proto: int
     sport: int
     dport: int
+    mark: int = 0
     _hash: int = field(init=False, repr=False, compare=False)
     """Kept: packets are looked up all the time, and hashing addresses is slow."""
 
     def __post_init__(self) -> None:
-        mine = hash((int(self.src), int(self.dst), self.proto, self.sport, self.dport))
+        ports = (self.proto, self.sport, self.dport)
+        mine = hash((int(self.src), int(self.dst), *ports, self.mark))
         object.__setattr__(self, "_hash", mine)
 
     def __hash__(self) -> int:
@@ -61,6 +65,22 @@ class EspPacket:
     key: bytes
     seq: int
     inner: Packet
+
+
+@dataclass(slots=True)
+class FakeNic:
+    """A device that may carry SAs, as far as net/xfrm/xfrm_device.c asks it."""
+
+    ifindex: int
+    name: str
+    esp: EspFeature = EspFeature.ON
+    takes: frozenset[OffloadKind] = frozenset(OffloadKind)
+    aeads: frozenset[Aead] = frozenset({Aead.AES_128_GCM, Aead.AES_256_GCM})
+    esn: bool = True
+    silent: bool = False
+    """Its driver knows no crypto offload: the kernel says yes and does the work itself."""
+    room: int = 1000
+    """SAs."""
 
 
 @dataclass(slots=True)
@@ -96,6 +116,7 @@ class FakeKernel:
         """Rises with every change of the SAD or SPD."""
         self.spd_version = 0
         """Rises with every change of the SPD."""
+        self.nics: dict[int, FakeNic] = {}
         self._due: Instant | None = None
         self._rulings: dict[SpDirection, dict[Packet, Sp | None]] = {}
 
@@ -113,9 +134,9 @@ class FakeKernel:
         return {sa_id: self._shown(held) for sa_id, held in self._sas.items()}
 
     def sps(self) -> dict[SpId, Sp]:
-        """Every SP."""
+        """Every SP, newest first."""
         self._answer()
-        return dict(self._sps)
+        return dict(reversed(self._sps.items()))
 
     def sa(self, sa_id: SaId) -> Sa | None:
         """One SA, or None."""
@@ -153,9 +174,14 @@ class FakeKernel:
                     return Refused(str(step), errno=errno.EEXIST, reason="File exists")
                 if sa.key is None:
                     return Refused(str(step), errno=errno.EINVAL, reason="Missing key")
+                offload, no = self._given_to_nic(sa)
+                if no:
+                    return Refused(str(step), errno=errno.EINVAL, reason=no)
                 key = hashlib.sha256(sa.key.reveal()).digest()
                 self.installed_keys.append((sa.id, key))
-                added = Held(replace(sa, key=None), key, self._now(), by_others=not ours)
+                added = Held(
+                    replace(sa, key=None, offload=offload), key, self._now(), by_others=not ours
+                )
                 self._sas[sa.id] = added
                 self._watch(added)
                 self._tell(SaAdded(sa.id, sa.reqid), ours)
@@ -167,9 +193,15 @@ class FakeKernel:
             case AddSp(sp):
                 if sp.id in self._sps:
                     return Refused(str(step), errno=errno.EEXIST, reason="File exists")
+                if not self._sp_fits_nic(sp):
+                    reason = "Policy offload is not supported"
+                    return Refused(str(step), errno=errno.EINVAL, reason=reason)
                 self._put(sp)
                 self._tell(SpChanged(sp.id, removed=False), ours)
             case UpdateSp(sp):
+                if not self._sp_fits_nic(sp):
+                    reason = "Policy offload is not supported"
+                    return Refused(str(step), errno=errno.EINVAL, reason=reason)
                 self._put(sp)
                 self._tell(SpChanged(sp.id, removed=False), ours)
             case RemoveSp(sp):
@@ -178,6 +210,42 @@ class FakeKernel:
                 self._rulings.clear()
                 self._tell(SpChanged(sp.id, removed=True), ours)
         return None
+
+    def _given_to_nic(self, sa: Sa) -> tuple[Offload | None, str]:
+        """What became of an SA's offload, or why the SA is refused (xfrm_dev_state_add)."""
+        if sa.offload is None:
+            return None, ""
+        nic, kind = self.nics.get(sa.offload.ifindex), sa.offload.kind
+        if nic is None or nic.silent or not nic.takes:
+            whole = kind is OffloadKind.PACKET
+            return None, "Device failed to offload this state" if whole else ""
+        if kind is OffloadKind.CRYPTO and sa.replay.esn and not nic.esn:
+            return None, "Device doesn't support offload with ESN"
+        if kind not in nic.takes:
+            return None, "Unsupported ipsec offload type"
+        if sa.aead not in nic.aeads:
+            return None, "Failed to get key data for SA table"
+        if sum(one.sa.offload is not None for one in self._sas.values()) >= nic.room:
+            return None, "No space for SA in Rx table!"
+        return sa.offload, ""
+
+    def _sp_fits_nic(self, sp: Sp) -> bool:
+        """Whether an SP's device takes SPs (xfrm_dev_policy_add)."""
+        if sp.offload is None:
+            return True
+        nic = self.nics.get(sp.offload.ifindex)
+        return nic is not None and OffloadKind.PACKET in nic.takes and not sp.offload.inbound
+
+    def unplug(self, ifindex: int) -> None:
+        """A device goes, with what it carried; nobody is told (xfrm_dev_unregister)."""
+        del self.nics[ifindex]
+        for sa_id in [one.sa.id for one in self._sas.values() if _is_of(one.sa.offload, ifindex)]:
+            del self._sas[sa_id]
+        for sp_id in [one.id for one in self._sps.values() if _is_of(one.offload, ifindex)]:
+            del self._sps[sp_id]
+        self._rulings.clear()
+        self.version += 1
+        self.spd_version += 1
 
     def _put(self, sp: Sp) -> None:
         self._index += 8
@@ -290,10 +358,7 @@ class FakeKernel:
             matching = [
                 sp
                 for sp in self._sps.values()
-                if sp.id.direction is direction
-                and sp.id.mark is None
-                and sp.id.if_id is None
-                and covers(sp.id, packet)
+                if sp.id.direction is direction and sp.id.if_id is None and covers(sp.id, packet)
             ]
             first = min(matching, key=lambda sp: (sp.priority, sp.index), default=None)
             rulings[packet] = first
@@ -336,6 +401,7 @@ class FakeKernel:
                 and held.sa.id.dst == template.dst
                 and template.spi in (None, held.sa.id.spi)
                 and not held.sa.larval
+                and same_carrier(sp, held.sa)
             ),
             None,
         )
@@ -369,7 +435,10 @@ class FakeKernel:
         if not self._may_carry(held):
             return False
         held.seen.add(packet.seq)
-        sp = self.lookup(SpDirection.IN, packet.inner)
+        mark = held.sa.output_mark
+        sp = self.lookup(
+            SpDirection.IN, replace(packet.inner, mark=0 if mark is None else mark.value)
+        )
         if sp is None:
             return True
         if sp.action is SpAction.BLOCK:
@@ -401,13 +470,28 @@ class FakeKernel:
         return self._sas[sa_id].out_seq
 
 
+def _is_of(offload: Offload | None, ifindex: int) -> bool:
+    return offload is not None and offload.ifindex == ifindex
+
+
+def same_carrier(sp: Sp, sa: Sa) -> bool:
+    """An SP finds an SA only if one NIC carries both wholly, or none does (xfrm_state_find)."""
+    whole = sa.offload is not None and sa.offload.kind is OffloadKind.PACKET
+    if sp.offload is None or sa.offload is None:
+        return sp.offload is None and not whole
+    return whole and sp.offload.ifindex == sa.offload.ifindex
+
+
 def _over(held: Held, limit: int | None, now: Instant) -> bool:
     return limit is not None and held.added_at + limit <= now
 
 
 def covers(sp_id: SpId, packet: Packet) -> bool:
-    """Whether a selector matches a packet (xfrm_selector_match, net/xfrm/xfrm_policy.c)."""
+    """Whether a selector and a mark match a packet (xfrm_policy_match, net/xfrm/xfrm_policy.c)."""
     selector: Selector = sp_id.selector
+    mark = sp_id.mark
+    if mark is not None and packet.mark & mark.mask != mark.value:
+        return False
     return (
         _inside(packet.src, selector.src)
         and _inside(packet.dst, selector.dst)

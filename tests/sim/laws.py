@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, NamedTuple
 from tests.sim.kernel import Packet
 from tunsec.daemon.scope import Scope
 from tunsec.machines import ike_peer, pair
-from tunsec.model.flow import Keying
+from tunsec.model.flow import Child, Keying
 from tunsec.model.ike import GIVES_UP_AFTER
-from tunsec.model.names import HostName
+from tunsec.model.names import Address, HostName, Mark
 from tunsec.model.ownership import is_our_sa, is_our_sp
+from tunsec.model.record import Claim
 from tunsec.model.sa import Sa, SaId
 from tunsec.model.sp import Sp, SpDirection, SpId
+from tunsec.policy.desired import Held
 
 if TYPE_CHECKING:
     from tests.sim.host import SimHost
@@ -53,7 +55,7 @@ _NOTHING = _Sas()
 
 
 class Laws:
-    """Holds the world to laws 1 to 4 and the machines' own promises."""
+    """Holds the world to laws 1 to 4 and 8, and the machines' own promises."""
 
     def __init__(self, world: "World") -> None:
         self._world = world
@@ -67,6 +69,13 @@ class Laws:
         self._owners = {
             int(address): host.name for host in world.intent.hosts for address in host.addresses
         }
+        self._services = {
+            int(address): service.name
+            for service in world.intent.service_addresses
+            for address in service.addresses
+        }
+        self._claims: dict[tuple[str, str], Claim] = {}
+        """The newest claim on each service that each host ever believed, over all its lives."""
         self.checks = 0
 
     def check(self) -> None:
@@ -86,6 +95,8 @@ class Laws:
             self._no_key_twice(host)
             self._only_what_is_ours(host)
             self._nothing_with_the_revoked(host)
+            self._one_owner(host)
+            self._tenants_apart(host)
             self._promises(host)
             self._note_sas(host)
             changed.append(host)
@@ -136,7 +147,9 @@ class Laws:
     def may_drop(self, host: "SimHost", scope: Scope) -> None:
         """A policy takes children away here, while peers may still have theirs."""
         before = host.scope if host.engine is None else host.engine.scope
-        gone = {child.id for child in before.children} - {child.id for child in scope.children}
+        marks = {(one.id.flow, one.id.tenant): one.mark for one in before.children if one.mark}
+        then = {(one.id, one.mark) for one in scope.with_held(Held({}, marks)).children}
+        gone = {child.id for child in before.children if (child.id, child.mark) not in then}
         reqids = {child.reqid for child in before.children if child.id in gone}
         self.excuse(
             sa_id
@@ -206,6 +219,8 @@ class Laws:
         by_ike = set() if host.engine is None else host.engine.ike.reqids()
         for sa_id, sa, key in host.kernel.keyed_sas():
             owner = self._owners.get(int(sa_id.dst))
+            if int(sa.src) in self._services:
+                continue  # what moves has a law of its own
             if owner == host.name:
                 sas.inbound[int(sa_id.dst), sa_id.spi] = key
                 if sa.reqid not in reqids and host.kernel.made_by_others(sa_id):
@@ -282,6 +297,88 @@ class Laws:
     def _certificate(self, name: str) -> int:
         return self._world.hosts[HostName(name)].certificate
 
+    # Law 8
+
+    def _one_owner(self, host: "SimHost") -> None:
+        """SAs over a service address are with the owner whose claim is the newest that the host
+        ever believed; and on an owner, only while the address is there."""
+        if host.engine is None:
+            return
+        for one in host.engine.vips.standings():
+            known = self._claims.get((host.name, one.service.name))
+            if known is not None and (one.claim is None or one.claim.token < known.token):
+                self._break(f"law 8: {host.name} goes back behind {known} to {one.claim}")
+            if one.claim is not None:
+                self._claims[host.name, one.service.name] = one.claim
+        children = {child.reqid: child.id for child in host.engine.scope.children}
+        used = {template.reqid for sp in host.kernel.spd() for template in sp.templates}
+        for sa_id, sa, key in host.kernel.keyed_sas():
+            if not is_our_sa(sa) or not self._services.keys() & {int(sa.src), int(sa_id.dst)}:
+                continue
+            if host.kernel.silent or sa_id in self._excused:
+                continue
+            child = children.get(sa.reqid)
+            if child is None:
+                if sa.reqid in used or not host.kernel.made_by_others(sa_id):
+                    self._break(f"law 8: {host.name} keeps {sa_id} with a former holder")
+                continue  # charon takes its time to delete what no SP uses
+            others = {name for name, _ in self._keys[key] if name != host.name}
+            self._with_holder(host, child.local, host.name, {host.name})
+            self._with_holder(host, child.remote, child.peer, others)
+
+    def _with_holder(self, host: "SimHost", at: Address, holder: str, keyed: set[str]) -> None:
+        """One end of an SA, if it is a service address; `keyed` are hosts that had its key."""
+        service = self._services.get(int(at))
+        if service is None:
+            return
+        claim = self._claims.get((host.name, service))
+        if claim is None or not claim.held or claim.owner != holder or keyed - {holder}:
+            self._break(f"law 8: {host.name} has SAs over {at} with {holder} {keyed}, by {claim}")
+        if holder == host.name and at not in host.links.held:
+            self._break(f"law 8: {host.name} has SAs over {at} and not the address")
+
+    # Tenants
+
+    def _tenants_apart(self, host: "SimHost") -> None:
+        """What a tenant sends goes by its own SAs, and what its SAs decrypt bears its mark."""
+        if host.engine is None:
+            return  # which marks are in force, only the daemon's scope says
+        marked = {
+            child.reqid: child for child in host.engine.scope.children if child.mark is not None
+        }
+        owners: dict[Mark, set[object]] = {}
+        for child in marked.values():
+            if child.mark is not None:
+                owners.setdefault(child.mark, set()).add((child.id.flow, child.id.tenant))
+                self._by_its_own_sas(host, child, child.mark)
+        for mark, sharing in owners.items():
+            if len(sharing) > 1:
+                self._break(f"tenants: {host.name} gives {mark} to {sharing}")
+        for sa_id, sa, _ in host.kernel.keyed_sas():
+            owner = marked.get(sa.reqid)
+            if owner is None or sa_id.dst != owner.id.local or sa.output_mark == owner.mark:
+                continue
+            # charon has been told to end what has a mark of before; our SPs let none of it in.
+            late = host.kernel.made_by_others(sa_id) and sa.output_mark not in owners
+            if not late:
+                self._break(f"tenants: {host.name} has {sa_id} of {owner.id} without its mark")
+
+    def _by_its_own_sas(self, host: "SimHost", child: Child, mark: Mark) -> None:
+        for selector in child.outbound:
+            sent = Packet(
+                child.id.local,
+                child.id.remote,
+                selector.proto,
+                40_000,
+                selector.dport.port,
+                mark.value,
+            )
+            sp = host.kernel.lookup(SpDirection.OUT, sent)
+            if sp is None or not is_our_sp(sp):
+                continue
+            if any(template.reqid != child.reqid for template in sp.templates):
+                self._break(f"tenants: {host.name} sends {child.id} by the SAs of another")
+
     # Promises
 
     def _promises(self, host: "SimHost") -> None:
@@ -309,9 +406,10 @@ class Laws:
 
 
 def packets(scope: Scope) -> frozenset[tuple[Packet, bool]]:
-    """A packet of each flow that a scope answers for, to and from each peer; True leaves."""
+    """A packet of each flow that a scope answers for, to and from each peer; True leaves. Those
+    that leave bear no mark, or that of any tenant."""
     return frozenset(
-        (Packet(own, peer, flow.proto, 40_000, port), True)
+        (Packet(own, peer, flow.proto, 40_000, port, mark), True)
         if outbound
         else (Packet(peer, own, flow.proto, 40_000, port), False)
         for flow in scope.guarded
@@ -320,6 +418,7 @@ def packets(scope: Scope) -> frozenset[tuple[Packet, bool]]:
         for own in scope.addresses
         if own.version == peer.version
         for outbound in (True, False)
+        for mark in (0, *(one.mark.value for one in flow.tenants if outbound))
     )
 
 

@@ -13,6 +13,7 @@ from tunsec.daemon import report
 from tunsec.daemon.engine import FAREWELL
 from tunsec.model.clock import Instant
 from tunsec.model.flow import Keying
+from tunsec.plan.image import Image
 
 MOVED_WITHIN = 180.0
 ORDERS = ["left first", "right first", "at once"]
@@ -168,7 +169,7 @@ def told(two: Two, host: SimHost) -> tuple[str, tuple[str, ...]]:
     """Who keys the flow by a host's status, and the warnings beside it."""
     engine = host.engine
     assert engine is not None
-    [flow] = report.flow_statuses(engine, sas={}, now=Instant(two.world.now))
+    [flow] = report.flow_statuses(engine, have=Image(), now=Instant(two.world.now))
     assert flow.protected
     return flow.keying, flow.warnings
 

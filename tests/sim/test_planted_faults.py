@@ -4,7 +4,7 @@ Each fault changes one function of machines, engine or keyring, and the same tri
 without it must raise Broken (a law) or Bug (a machine's own promise) within some seeds.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import pytest
@@ -26,15 +26,18 @@ from tunsec.machines.flow import FlowState
 from tunsec.machines.orders import WithdrawOffer
 from tunsec.model.clock import Instant
 from tunsec.model.errors import Bug, Refused
-from tunsec.model.names import ConfirmationSeq, HostName, Spi
+from tunsec.model.names import ConfirmationSeq, HostName, Mark, Spi
 from tunsec.model.ownership import is_our_sa, is_our_sp
 from tunsec.model.record import Confirmation
-from tunsec.model.sa import SaDirection, SaId
+from tunsec.model.sa import Sa, SaDirection, SaId
 from tunsec.model.secret import Secret
+from tunsec.model.selector import Selector
 from tunsec.model.sp import Sp, SpDirection
 from tunsec.model.step import AddSa, RemoveSa, RemoveSp, Step
-from tunsec.plan import diff
-from tunsec.plan.image import Wanted
+from tunsec.plan import diff, sas
+from tunsec.plan.image import Image, Wanted
+from tunsec.policy import desired
+from tunsec.policy.intent import Intent
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
@@ -96,9 +99,13 @@ def re_adds_from_saved_keys(patch: pytest.MonkeyPatch) -> None:
         return truly_add(self, jobs, direction)
 
     def want(
-        of: Iterable[FlowState], blocks: Iterable[Sp], ike: Iterable[reconcile.IkeHolding] = ()
+        of: Iterable[FlowState],
+        blocks: Iterable[Sp],
+        ike: Iterable[reconcile.IkeHolding] = (),
+        *,
+        have: Image,
     ) -> Wanted:
-        wanted = truly_want(of, blocks, ike)
+        wanted = truly_want(of, blocks, ike, have=have)
         return replace(
             wanted,
             sas={
@@ -290,7 +297,43 @@ def adopts_what_stands_to_the_revoked(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(PostRoom, "revoked_before", lambda self: [])
 
 
+def gives_all_tenants_one_mark(patch: pytest.MonkeyPatch) -> None:
+    """Devices, SPs and SAs of every tenant bear the same."""
+    truly = desired.assign_marks
+
+    def assign_marks(
+        intent: Intent, host: str, held: Mapping[desired.Sharing, Mark]
+    ) -> dict[desired.Sharing, Mark]:
+        return dict.fromkeys(truly(intent, host, held), intent.marks.tenant(1))
+
+    patch.setattr(desired, "assign_marks", assign_marks)
+
+
+def lets_sps_overlook_the_mark(patch: pytest.MonkeyPatch) -> None:
+    """Whoever's packet it is, the SP that was made last takes it."""
+    truly = desired._protect
+
+    def protect(selector: Selector, direction: SpDirection, **more: object) -> Sp:
+        sp = truly(selector, direction, **more)  # type: ignore[arg-type]
+        return replace(sp, id=replace(sp.id, mark=None))
+
+    patch.setattr(desired, "_protect", protect)
+
+
+def decrypts_without_a_mark(patch: pytest.MonkeyPatch) -> None:
+    """What comes for a tenant cannot be told from what comes for another."""
+    truly = sas.inbound_sa
+
+    def inbound_sa(*given: object, **more: object) -> Sa:
+        return replace(truly(*given, **more), output_mark=None)  # type: ignore[arg-type]
+
+    patch.setattr(install, "inbound_sa", inbound_sa)
+
+
 FAULTS: dict[Plant, str] = {
+    gives_all_tenants_one_mark: "tenants:",
+    lets_sps_overlook_the_mark: "tenants:",
+    decrypts_without_a_mark: "tenants:",
     publishes_before_it_installs: "law 2",
     follows_what_nobody_confirmed: "law 2",
     removes_what_the_peer_still_sends_on: "law 2",

@@ -150,6 +150,38 @@ def test_a_policy_with_other_limits_loses_nothing() -> None:
     two.nothing_lost()
 
 
+@pytest.mark.parametrize("seed", [0, 5, 38])
+def test_a_policy_with_other_limits_that_comes_with_a_restart_loses_nothing(seed: int) -> None:
+    """As an upgrade does it: what an earlier life had made, and what is made over its IKE_SAs, is
+    no fault of charon's."""
+    two = Two(by_ike(), seed=seed).start()
+    two.world.run(2.0 + seed * 0.37)
+    before = pinned(two)
+    for host in two.both:
+        two.world.crash(host)
+        two.world.apply(host, by_ike(after="2h"))
+        two.world.run(1.0 + seed % 4 * 0.7)
+        two.world.start(host)
+    two.world.run(40.0)
+    assert pinned(two).isdisjoint(before)
+    settle(two)
+    two.nothing_lost()
+
+
+@pytest.mark.parametrize("seed", [7, 8])
+def test_a_policy_with_other_limits_that_meets_a_rekey_loses_nothing(seed: int) -> None:
+    """A CHILD_SA is made when one host has the new policy and the other not yet: it is as one of
+    the two policies asks, and charon has ignored nothing."""
+    two = Two(by_ike(after="1s", hard="9h"), seed=seed).start()
+    two.world.run(3.0 + seed * 0.137)
+    for host in two.both:
+        two.world.apply(host, by_ike(after="1h"))
+        two.world.run(seed % 5 * 0.1)
+    two.world.run(15.0)
+    settle(two)
+    two.nothing_lost()
+
+
 def test_a_soft_limit_by_packets_brings_new_keys_before_the_hard_one() -> None:
     two = Two(by_ike(after="20s", hard="10m", soft_packets=400))
     for host in two.both:

@@ -42,6 +42,7 @@ def stage(seed: int) -> Stage:
     [hosts] = dice.choices([2, 3, 4, 5, 6, 8, 10], [120, 56, 14, 4, 2, 2, 1])
     flows = dice.choice([1, 1, 2]) if hosts < 5 else 1
     both_families = hosts < 5 and dice.random() < 0.3
+    tenants, others = tenancy(seed) if hosts < 4 else (0, "blocked")
     return Stage(
         policy(
             hosts,
@@ -50,9 +51,25 @@ def stage(seed: int) -> Stage:
             flows=flows,
             both_families=both_families,
             soft_packets=dice.choice([None, None, 25]),
+            tenants=tenants,
+            others=others,
         ),
-        policy(hosts, after=QUIET, hard=None, flows=flows, both_families=both_families),
+        policy(
+            hosts,
+            after=QUIET,
+            hard=None,
+            flows=flows,
+            both_families=both_families,
+            tenants=tenants,
+            others=others,
+        ),
     )
+
+
+def tenancy(seed: int) -> tuple[int, str]:
+    """How many tenants there are in a trial, and what becomes of other VNIs: mostly no tenants."""
+    dice = random.Random(f"tenants {seed}")
+    return dice.choice([(0, "blocked")] * 6 + [(2, "blocked"), (1, "shared")])
 
 
 def chaos_trial(seed: int) -> World:

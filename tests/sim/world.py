@@ -15,7 +15,7 @@ from tests.sim.cast import EPOCH, identity, trust
 from tests.sim.charon_link import CharonLink
 from tests.sim.charons import Charons
 from tests.sim.directory import Directory
-from tests.sim.host import FakeGuard, NoLinks, SimHost
+from tests.sim.host import FakeGuard, FakeLinks, NoMarks, SimHost
 from tests.sim.kernel import EspPacket, FakeKernel, Packet
 from tests.sim.laws import Laws
 from tests.sim.standing import Standing, standings
@@ -23,6 +23,7 @@ from tests.sim.tcp import FakeSynGate, Tcp
 from tunsec.daemon.engine import Engine, Ports
 from tunsec.daemon.post import PostRoom
 from tunsec.daemon.scope import Scope
+from tunsec.keying.claims import ClaimBook
 from tunsec.keying.ring import Keyring
 from tunsec.machines.flow import PROTECTED, Phase
 from tunsec.model.aead import Aead, AeadSpeed
@@ -30,7 +31,7 @@ from tunsec.model.clock import Instant, WallTime
 from tunsec.model.errors import Unavailable
 from tunsec.model.event import EventsLost, KernelEvent
 from tunsec.model.flow import Child, ChildId
-from tunsec.model.names import MAX_SPI, MIN_SPI, Boot, FlowName, HostName, Spi
+from tunsec.model.names import MAX_SPI, MIN_SPI, Address, Boot, FlowName, HostName, Spi
 from tunsec.model.ownership import is_our_sp
 from tunsec.model.sa import SaId
 from tunsec.model.secret import Secret
@@ -96,6 +97,7 @@ class World:
     def _host(self, name: HostName) -> SimHost:
         kernel = FakeKernel(lambda: Instant(self.now))
         host = SimHost(name, kernel, FakeGuard(), Scope(name, self.intent, "sim"))
+        host.links = FakeLinks(self.intent.host(name).addresses, kernel)
         host.syns = FakeSynGate(self.tcp, host)
         self.charons.give(host, self.intent.host(name).addresses)
         self._wire(host, kernel)
@@ -192,10 +194,13 @@ class World:
         )
         directory = _SimDirectory(self, host.name, self._answering(host))
         host.link = CharonLink(self, host, self._in_this_life(host))
+        host.links.kernel = host.kernel
         ports = Ports(
             host.kernel,
             host.guard,
-            NoLinks(),
+            NoMarks(),
+            host.links,
+            host.rdma,
             directory,
             clock,
             entropy,
@@ -203,7 +208,14 @@ class World:
             host.sockets,
             host.syns,
         )
-        host.engine = Engine(host=host.name, ports=ports, post=post)
+        book = ClaimBook(
+            identity(host.name, host.certificate),
+            trust(host.revoked),
+            owners={},
+            known=host.claims,
+        )
+        served = host.claims.served
+        host.engine = Engine(host=host.name, ports=ports, post=post, claims=book, served=served)
         host.on_start(host)
         if not self.with_engine(host, lambda engine: engine.start(host.scope)):
             self.crash(host)  # a daemon that cannot close does not run on
@@ -251,6 +263,7 @@ class World:
             return False
         if host.ring is not None:
             host.newest = host.ring.newest()
+            host.claims = host.engine.vips.remember()
         if host.link is not None and host.link.up and not host.link.engine.uses_ike:
             host.link.renew()  # directory keying has taken the last flow over
         return True
@@ -287,8 +300,33 @@ class World:
         host.kernel = fresh
         host.guard.guard = None
         host.sockets.there.clear()
+        host.links.held = frozenset(self.intent.host(host.name).addresses)
         host.closed.clear()
         self.tell(f"{host.name} rebooted")
+
+    # Service addresses
+
+    def move_in(self, host: SimHost, service: str) -> None:
+        """A service address comes to a host, whoever else has it."""
+        self.tell(f"{service} comes to {host.name}")
+        host.links.held |= self.service(service)
+        self.charons.address_comes(host, self.service(service))
+        self.with_engine(host, lambda engine: engine.on_links_changed())
+
+    def move_out(self, host: SimHost, service: str) -> None:
+        """A service address goes from a host."""
+        self.tell(f"{service} goes from {host.name}")
+        host.links.held -= self.service(service)
+        for other in self.hosts.values():
+            if self.service(service) <= other.links.held:
+                self.charons.address_comes(other, self.service(service))
+        self.with_engine(host, lambda engine: engine.on_links_changed())
+
+    def service(self, name: str) -> frozenset[Address]:
+        """Addresses of a service."""
+        return next(
+            frozenset(one.addresses) for one in self.intent.service_addresses if one.name == name
+        )
 
     # Admins
 
@@ -383,9 +421,12 @@ class World:
     # Packets
 
     def packet(self, child: ChildId) -> Packet:
-        """A packet of a child, as its own host sends it."""
+        """A packet of a child, as its own host sends it: with its tenant's mark, which what the
+        guard says sets whether a daemon runs or not."""
         flow = next(flow for flow in self.intent.flows if flow.name == child.flow)
-        return Packet(child.local, child.remote, ON_WIRE[flow.kind].proto, 40_000, flow.port)
+        owner = next(host for host in self.hosts.values() if child.local in host.links.held)
+        mark = owner.guard.mark_of(child)
+        return Packet(child.local, child.remote, ON_WIRE[flow.kind].proto, 40_000, flow.port, mark)
 
     def probe(self, probe: Probe, owner: SimHost, child: ChildId) -> None:
         """Send one packet of a child to its peer."""
@@ -534,4 +575,11 @@ class _SimDirectory:
     def withdraw(self, paths: Sequence[str], *, done: Callable[[Exception | None], None]) -> None:
         self.world.directory.remove(
             self.name, paths, lambda error: self.answer(lambda: done(error))
+        )
+
+    def claim(
+        self, service: str, token: int, body: bytes, *, done: Callable[[int | Exception], None]
+    ) -> None:
+        self.world.directory.claim(
+            self.name, service, token, body, lambda found: self.answer(lambda: done(found))
         )

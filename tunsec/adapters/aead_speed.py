@@ -5,8 +5,6 @@ through AF_ALG or, where that is closed, through kernel TLS. 16 KiB a request is
 that ESP sees with GSO and far above the cost of a system call.
 """
 
-import json
-import os
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Final, Protocol
 from tunsec.adapters import aead_af_alg, aead_ktls
 from tunsec.adapters.aead_af_alg import AfAlg
 from tunsec.adapters.aead_ktls import KernelTls
+from tunsec.adapters.boot_file import read_boot_file, write_boot_file
 from tunsec.model.aead import Aead, AeadSpeed
 from tunsec.model.clock import Seconds
 from tunsec.model.errors import Unavailable
@@ -24,7 +23,6 @@ TURN: Final = Seconds(0.005)
 TURNS: Final = 12
 """60 ms for each AEAD. The best turn counts, as whatever else runs only steals time, and the AEADs
 take turns, so that it steals from all of them."""
-BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 CACHE_NAME: Final = "aead-speed.json"
 REMEDY: Final = (
     "modprobe tls, or modprobe algif_aead with sysctl crypto.af_alg_restrict=0, "
@@ -54,12 +52,12 @@ def aead_speeds(run: Path) -> tuple[AeadSpeed, ...]:
     From the file of this boot in the folder `run` where there is one; else measured, which blocks
     for about 0.2 s. Raises Unavailable when nothing can be measured.
     """
-    boot = BOOT_ID.read_text().strip()
-    known = _cached(run / CACHE_NAME, boot)
+    known = _cached(read_boot_file(run / CACHE_NAME))
     if known is not None:
         return known
     speeds = measure(Aead)
-    _remember(run / CACHE_NAME, boot, speeds)
+    kept = {speed.aead.value: speed.bytes_per_second for speed in speeds}
+    write_boot_file(run / CACHE_NAME, {"bytes_per_second": kept})
     return speeds
 
 
@@ -97,30 +95,15 @@ def _measure(aeads: Iterable[Aead], meter: Callable[[Aead, int], Meter]) -> tupl
     return tuple(AeadSpeed(aead, int(ready.best())) for aead, ready in meters.items())
 
 
-def _cached(path: Path, boot: str) -> tuple[AeadSpeed, ...] | None:
+def _cached(document: dict[str, object]) -> tuple[AeadSpeed, ...] | None:
     """The figures of this boot; None when there are none, or none that can be read."""
+    figures = document.get("bytes_per_second")
+    if not isinstance(figures, dict):
+        return None
     try:
-        document = json.loads(path.read_bytes())
-        if document["boot_id"] != boot:
-            return None
-        speeds = tuple(
-            AeadSpeed(Aead(name), int(speed))
-            for name, speed in document["bytes_per_second"].items()
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        speeds = tuple(AeadSpeed(Aead(name), int(speed)) for name, speed in figures.items())
+    except (ValueError, TypeError):
         return None
     if not speeds or any(speed.bytes_per_second <= 0 for speed in speeds):
         return None
     return tuple(sorted(speeds, key=lambda speed: speed.aead.value))
-
-
-def _remember(path: Path, boot: str, speeds: tuple[AeadSpeed, ...]) -> None:
-    """Keep the figures; that they cannot be kept costs a measurement next time and nothing else."""
-    document = {
-        "boot_id": boot,
-        "bytes_per_second": {speed.aead.value: speed.bytes_per_second for speed in speeds},
-    }
-    fresh = path.with_suffix(f".{os.getpid()}")
-    with suppress(OSError):
-        fresh.write_text(json.dumps(document))
-        fresh.replace(path)

@@ -33,8 +33,9 @@ from tunsec.wire.vici.events import EVENTS, OPTIONAL, decode_event
 from tunsec.wire.vici.values import Malformed
 
 FIRST_WAIT_SECONDS: Final = 0.05
-LONGEST_WAIT_SECONDS: Final = 2.0
-"""Between attempts to connect; the socket is local, so trying costs next to nothing."""
+LONGEST_WAIT_SECONDS: Final = 0.25
+"""Between attempts to connect. The socket is local, so trying costs next to nothing, and a flow
+whose charon was stopped is blocked until it is found again."""
 LONGEST_SILENCE_SECONDS: Final = 60.0
 """Between two questions whether charon still answers: each answer doubles the wait, as a host on
 which nothing happens has nothing to ask of charon."""

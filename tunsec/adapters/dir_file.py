@@ -42,7 +42,9 @@ PLACE_EVENTS: Final = (
 )
 """What tells that a folder goes away; UNMOUNT and IGNORED come unasked."""
 GONE_EVENTS: Final = Mask.DELETE_SELF | Mask.MOVE_SELF | Mask.UNMOUNT | Mask.IGNORED
-RECORD_EVENTS: Final = PLACE_EVENTS | Mask.CLOSE_WRITE | Mask.MOVED_TO | Mask.ATTRIB
+RECORD_EVENTS: Final = (
+    PLACE_EVENTS | Mask.CLOSE_WRITE | Mask.MOVED_TO | Mask.CREATE | Mask.ATTRIB
+)  # a claim is a new link
 
 T = TypeVar("T")
 Done = Callable[[Exception | None], None]
@@ -87,6 +89,16 @@ class _Batch:
             self.done(self.error)
 
 
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    """One call of claim."""
+
+    service: str
+    token: int
+    body: bytes
+    done: Callable[[int | Exception], None]
+
+
 @dataclass(slots=True)
 class _Pending:
     """The latest that was asked for one path, and everybody who waits for it or for less."""
@@ -122,6 +134,9 @@ class FileDirectory:
         self._told: str | None = "not looked yet"
         self._pending: dict[str, _Pending] = {}
         self._published: dict[str, bytes] = {}
+        self._claims: list[_Claim] = []
+        self._claimed: dict[str, _Claim] = {}
+        """The last of each service that landed."""
         self._write_wanted = asyncio.Event()
         self._changed = asyncio.Event()
         self._changed_paths: set[str] = set()
@@ -162,6 +177,13 @@ class FileDirectory:
         """Delete records; that one is not there is no error."""
         self._ask_for(dict.fromkeys(paths), done)
 
+    def claim(
+        self, service: str, token: int, body: bytes, *, done: Callable[[int | Exception], None]
+    ) -> None:
+        """Make the claim if neither its token nor a higher one is there: 0, or what is there."""
+        self._claims.append(_Claim(service, token, body, done))
+        self._write_wanted.set()
+
     async def run(self) -> None:
         """Watch and write until cancelled."""
         reader, writer = Lane("directory-read"), Lane("directory-write")
@@ -190,6 +212,9 @@ class FileDirectory:
         while True:
             await self._write_wanted.wait()
             self._write_wanted.clear()
+            claims, self._claims = self._claims, []
+            for claim in claims:
+                claim.done(await self._make_claim(lane, claim))
             pending, self._pending = self._pending, {}
             bodies = {path: wanted.body for path, wanted in pending.items()}
             answers = await self._answer(lane, partial(self._folder.write, bodies))
@@ -202,12 +227,27 @@ class FileDirectory:
                 for batch in wanted.batches:
                     batch.settle(error)
 
+    async def _make_claim(self, lane: Lane, claim: _Claim) -> int | Exception:
+        ask = partial(self._folder.claim, claim.service, claim.token, claim.body)
+        try:
+            standing = await self._answer(lane, ask)
+        except Unavailable as error:
+            return error
+        if standing == 0:
+            self._claimed[claim.service] = claim
+        return standing
+
     async def _put_back(self, lane: Lane) -> None:
         """Write again what this host had published and is no longer there, now and then."""
         now = asyncio.get_running_loop().time()
-        if now < self._checked_at + self._safety_after or not self._published:
+        if now < self._checked_at + self._safety_after or not (self._published or self._claimed):
             return
         self._checked_at = now
+        for claim in tuple(self._claimed.values()):
+            standing = await self._make_claim(lane, claim)
+            above = isinstance(standing, int) and standing > claim.token
+            if above and self._claimed[claim.service] is claim:
+                del self._claimed[claim.service]
         paths = tuple(self._published)
         for path in await self._answer(lane, partial(self._folder.missing, paths)):
             if path in self._published and path not in self._pending:

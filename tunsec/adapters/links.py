@@ -7,18 +7,20 @@ loop of its own and refuses to be called from inside the daemon's.
 import errno
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import count
 from typing import Final, Self
 
+from tunsec.adapters.ethtool import esp_feature
 from tunsec.model.errors import Refused, Unavailable
 from tunsec.model.event import EventsLost, LinkChanged
 from tunsec.model.flow import Kind
 from tunsec.model.names import Address, Vni
+from tunsec.model.underlay import Underlay
 from tunsec.ports import OverlayDevice
 from tunsec.wire import rtnl
 from tunsec.wire.netlink import Control, Flag, Malformed, Message, decode_answer, messages
-from tunsec.wire.rtnl import NETLINK_ROUTE, Link, Rtm
+from tunsec.wire.rtnl import NETLINK_ROUTE, Link, Rtm, Sent
 
 ANSWER_TIMEOUT: Final = 5.0
 """Seconds; the kernel answers within the call, so this only bounds a broken one."""
@@ -44,15 +46,16 @@ class HostLinks:
         except OSError as error:
             raise Unavailable(f"cannot ask for links: {error.strerror}") from error
 
-    def addresses(self) -> frozenset[Address]:
-        """Addresses that this host holds now, loopback and link-local ones too."""
+    def addresses(self) -> Mapping[Address, str]:
+        """Addresses that this host holds now, loopback and link-local ones too, each with its
+        device: an empty name when that has just gone."""
         answers = self._ask(lambda seq: rtnl.encode_dump_addresses(seq=seq))
         found = (
             rtnl.decode_address(buffer, message)
             for buffer, message in answers
             if message.kind == Rtm.NEWADDR
         )
-        return frozenset(address for address in found if address is not None)
+        return {address: _name(ifindex) for address, ifindex in filter(None, found)}
 
     def overlay_devices(self) -> tuple[OverlayDevice, ...]:
         """Tunnel devices that send from this namespace, by ifindex.
@@ -69,6 +72,7 @@ class HostLinks:
                 mtu=link.mtu,
                 local=link.local,
                 remote=link.remote,
+                group=link.group,
                 vni=link.vni,
                 external=link.external,
                 underlay_mtu=self._underlay_mtu_of(link),
@@ -91,14 +95,62 @@ class HostLinks:
                 return self._mtu(route.ifindex)
         return None
 
-    def make_overlay(self, kind: Kind, *, name: str, vni: Vni, remote: Address, port: int) -> None:
+    def underlay(self, local: Address, remote: Address) -> Underlay | None:
+        """The device by which packets from one address to another leave; None without a way."""
+        try:
+            answers = self._ask(lambda seq: rtnl.encode_get_route(remote, seq=seq, source=local))
+        except Refused:  # no route to host, or the address is not ours now
+            return None
+        for buffer, message in answers:
+            if message.kind == Rtm.NEWROUTE:
+                ifindex = rtnl.decode_route(buffer, message).ifindex
+                name = "" if ifindex is None else _name(ifindex)
+                if ifindex is not None and name:
+                    return Underlay(ifindex, name, esp_feature(self._socket, name))
+        return None
+
+    def make_overlay(
+        self,
+        kind: Kind,
+        *,
+        name: str,
+        vni: Vni,
+        remote: Address,
+        port: int,
+        up: bool = False,
+    ) -> None:
         """Make a tunnel device; raises Refused when the kernel cannot."""
         self._ask(
             lambda seq: rtnl.encode_new_overlay(
-                kind, name=name, vni=vni, remote=remote, port=port, seq=seq
+                kind, name=name, vni=vni, remote=remote, port=port, up=up, seq=seq
             ),
             f"make a {kind} device",
         )
+
+    def add_address(self, name: str, address: Address, *, prefix: int) -> None:
+        """Give a device an address; raises Refused."""
+        ifindex = _ifindex(name)
+        self._ask(
+            lambda seq: rtnl.encode_new_address(ifindex, address, prefix=prefix, seq=seq),
+            f"give {name} the address {address}",
+        )
+
+    def sent(self, name: str) -> Sent:
+        """What became of the packets that a tunnel device was given; raises Refused."""
+        ifindex = _ifindex(name)
+        answers = self._ask(lambda seq: rtnl.encode_get_link(ifindex, stats=True, seq=seq))
+        for buffer, message in answers:
+            if message.kind == Rtm.NEWLINK:
+                return rtnl.decode_sent(buffer, message)
+        raise Refused(f"read the counters of {name}", reason="no answer")
+
+    def remove(self, name: str) -> None:
+        """Remove a device; that it is not there is no error."""
+        try:
+            self._ask(lambda seq: rtnl.encode_remove_link(name, seq=seq), f"remove {name}")
+        except Refused as error:
+            if error.errno != errno.ENODEV:
+                raise
 
     def close(self) -> None:
         """Close the socket."""
@@ -228,6 +280,13 @@ def _open() -> socket.socket:
     opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_ROUTE)
     opened.bind((0, 0))
     return opened
+
+
+def _ifindex(name: str) -> int:
+    try:
+        return socket.if_nametoindex(name)
+    except OSError as error:
+        raise Refused(f"find {name}", errno=error.errno, reason=error.strerror or "") from error
 
 
 def _name(ifindex: int) -> str:

@@ -4,6 +4,7 @@
 
     DIR/offers/HOST
     DIR/confirmations/READER/AUTHOR
+    DIR/claims/SERVICE.TOKEN
 
 Several hosts see DIR. Files are replaced in one act and made durable; names and kinds of files are
 checked, symbolic links are not followed below DIR, reading is bounded. DIR itself is never made:
@@ -22,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from tunsec.keying.paths import parse_path
+from tunsec.keying.paths import ClaimPath, parse_path
 from tunsec.keying.refusals import RecordRefused, RefusalReason
 from tunsec.model.errors import Unavailable
 from tunsec.model.names import HostName
@@ -30,6 +31,7 @@ from tunsec.ports import Record
 
 OFFERS: Final = "offers"
 CONFIRMATIONS: Final = "confirmations"
+CLAIMS: Final = "claims"
 RECORD_MODE: Final = 0o644
 MAX_ENTRIES: Final = 65_536
 FILE_ERRORS: Final = frozenset({errno.EACCES, errno.EPERM, errno.ENXIO, errno.EIO})
@@ -45,6 +47,7 @@ class Places:
     root: FileId
     offers: FileId
     confirmations: FileId
+    claims: FileId
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,13 +142,14 @@ class RecordFolder:
         return (
             (self.root / OFFERS, f"{OFFERS}/"),
             (self.root / CONFIRMATIONS / self.host, f"{self._inbox}/"),
+            (self.root / CLAIMS, f"{CLAIMS}/"),
         )
 
     @property
     def above(self) -> tuple[tuple[Path, frozenset[str]], ...]:
         """Folders above those, with the names in each that lead there."""
         return (
-            (self.root, frozenset({OFFERS, CONFIRMATIONS})),
+            (self.root, frozenset({OFFERS, CONFIRMATIONS, CLAIMS})),
             (self.root / CONFIRMATIONS, frozenset({self.host})),
         )
 
@@ -156,7 +160,7 @@ class RecordFolder:
         with self._opened() as (root, places):
             look = _Look(Changes(places), dict(self._seen))
             try:
-                for prefix in (OFFERS, self._inbox):
+                for prefix in (OFFERS, self._inbox, CLAIMS):
                     names = None if paths is None else _names_below(prefix, paths)
                     if names is None or names:
                         with _entered(root, prefix) as folder:
@@ -216,6 +220,42 @@ class RecordFolder:
                 raise
             os.fsync(folder)
 
+    def claim(self, service: str, token: int, body: bytes) -> int:
+        """Make the file of a token if neither it nor one of a higher token is there: 0, or the
+        highest that is. Raises Unavailable; then it may have been made.
+
+        A hard link is made by one host alone. The look before it says what is above; the one after
+        it finds a claim whose author has removed, as lower than its own, the one that barred ours.
+        """
+        path = ClaimPath(service, token)
+        try:
+            with self._opened() as (root, _), _entered(root, CLAIMS) as folder:
+                self._clean(folder)
+                highest = max(_tokens(folder, service), default=0)
+                if highest >= token:
+                    return highest
+                self._writes += 1
+                temporary = f"{self._temporary}{os.getpid()}-{self._writes}"
+                name = str(path).rpartition("/")[2]
+                try:
+                    _write_file(folder, temporary, body)
+                    os.link(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+                except FileExistsError:
+                    return max(_tokens(folder, service), default=token)
+                finally:
+                    with suppress(FileNotFoundError):
+                        os.unlink(temporary, dir_fd=folder)
+                tokens = _tokens(folder, service)
+                highest = max(tokens, default=token)
+                outdone = highest > token
+                for lower in [token] if outdone else tokens - {token}:
+                    with suppress(FileNotFoundError):
+                        os.unlink(str(ClaimPath(service, lower)).rpartition("/")[2], dir_fd=folder)
+                os.fsync(folder)
+                return highest if outdone else 0
+        except OSError as error:
+            raise _unavailable(self.root / str(path), error) from None
+
     def probe(self) -> bool:
         """Make and remove a file that is no record, in the folder of offers.
 
@@ -271,9 +311,11 @@ class RecordFolder:
                 offers = _file_id(os.fstat(folder))
             with _entered(root, self._inbox, make=True) as folder:
                 confirmations = _file_id(os.fstat(folder))
+            with _entered(root, CLAIMS, make=True) as folder:
+                claims = _file_id(os.fstat(folder))
         except OSError as error:
             raise _unavailable(self.root, error) from None
-        self._places = Places(here, offers, confirmations)
+        self._places = Places(here, offers, confirmations, claims)
         return self._places
 
     def _check_mounted(self, root: int) -> None:
@@ -289,6 +331,17 @@ def _names_below(prefix: str, paths: Iterable[str]) -> frozenset[str]:
     return frozenset(
         name for folder, _, name in (path.rpartition("/") for path in paths) if folder == prefix
     )
+
+
+def _tokens(folder: int, service: str) -> set[int]:
+    """Tokens by which a service is claimed."""
+    found: set[int] = set()
+    for name in _present(folder):
+        with suppress(RecordRefused):
+            path = parse_path(f"{CLAIMS}/{name}")
+            if isinstance(path, ClaimPath) and path.service == service:
+                found.add(path.token)
+    return found
 
 
 def _present(folder: int) -> frozenset[str]:

@@ -93,7 +93,8 @@ class XfrmKernel:
         return {sa.id: sa for sa in self._dump(Msg.GETSA, decode_sa, "dump of SAs")}
 
     def sps(self) -> dict[SpId, Sp]:
-        """Every SP, ours and foreign; per-socket and sub-table SPs left out."""
+        """Every SP, ours and foreign, the one last written first; per-socket and sub-table SPs left
+        out."""
         return {
             sp.id: sp
             for sp in self._dump(Msg.GETPOLICY, decode_sp, "dump of SPs")

@@ -28,6 +28,7 @@ OFFLINE: Final = {
 DAEMON: Final = {
     "status": "show how every flow stands",
     "watch": "show it live",
+    "explain": "say which rule covers a flow, a packet or an SPI, and what becomes of it",
     "plan": "show what a policy would change",
     "apply": "replace the policy in force",
     "reload": "have tunsecd read policy and identity again",
@@ -36,6 +37,20 @@ DAEMON: Final = {
     "metrics": "print Prometheus metrics",
 }
 """Commands that ask tunsecd: tunsec.cli.commands has a function of each name."""
+
+EXPLAINED: Final = """\
+a flow, or one of its tenants:
+  tunsec explain overlay
+  tunsec explain overlay/red
+a packet, sent or received by this host; a port may be left out, or be *:
+  tunsec explain udp 192.0.2.11:49152 192.0.2.12:4789 --vni 41
+  tunsec explain tcp [2001:db8::12]:16385 [2001:db8::11]:40000
+a line of tcpdump -n, in quotes:
+  tunsec explain 'IP 192.0.2.11.49152 > 192.0.2.12.4789: VXLAN, flags [I] (0x08), vni 41'
+an ESP packet, by its SPI:
+  tunsec explain esp 192.0.2.12 0xc3a1f00d
+  tunsec explain spi c3a1f00d
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -91,6 +106,8 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     command = parser.prog.split()[-1]
     match command:
+        case "explain":
+            _add_question(parser)
         case "plan":
             help_text = "the policy, - for standard input; none: what is still to be done"
             parser.add_argument("file", nargs="?", metavar="FILE", help=help_text)
@@ -120,6 +137,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_question(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EXPLAINED
+    parser.add_argument("question", nargs="+", metavar="WHAT", help="see below")
+    parser.add_argument("--vni", type=_vni, metavar="N", help="of the packet in the tunnel")
+
+
 def _version(args: argparse.Namespace) -> int:
     from tunsec import __version__
 
@@ -137,6 +161,13 @@ def _complain(error: "Failed", *, as_json: bool) -> None:
     for problem in error.body.problems if error.body else ():
         print(problem, file=sys.stderr)
     print(f"tunsec: {error}", file=sys.stderr)
+
+
+def _vni(text: str) -> int:
+    try:
+        return int(text, 0)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no VNI, a number of 24 bits") from error
 
 
 def _seconds(text: str) -> float:

@@ -22,6 +22,7 @@ from tunsec.wire.control import (
     decode,
     encode,
 )
+from tunsec.wire.control_explain import ExplainBody, Explanation
 
 ANSWER_TIMEOUT: Final = 60.0
 """Seconds; more than any long poll (daemon/control.py) or change of policy takes."""
@@ -53,6 +54,10 @@ class Client:
         """How things stand; with `wait`, when something changes or that many seconds pass."""
         query = f"?{urlencode({'wait': wait})}" if wait else ""
         return self._ask(Status, "GET", f"/status{query}")
+
+    def explain(self, body: ExplainBody) -> Explanation:
+        """What becomes of a packet, how a flow stands, or whose an SPI is."""
+        return self._ask(Explanation, "POST", "/explain", body)
 
     def plan(self, policy: PolicyBody | None) -> PlanReport:
         """What a policy would change; without one, what is still to be done."""

@@ -6,10 +6,12 @@ import time
 from pathlib import Path
 from typing import Final
 
-from tunsec.cli import render
+from tunsec.cli import render, render_explain
 from tunsec.cli.client import Client, Failed
 from tunsec.cli.exits import Exit
+from tunsec.cli.question import parse_question
 from tunsec.wire.control import ApplyReport, PlanReport, PolicyBody, Status, WaitReport, encode
+from tunsec.wire.control_explain import Verdict
 
 STANDARD_INPUT: Final = "-"
 MAX_POLICY_BYTES: Final = 4 << 20
@@ -49,6 +51,16 @@ def watch(client: Client, args: argparse.Namespace) -> Exit:
             before = after
         sys.stdout.flush()
         found = client.status(wait=WATCH_EVERY if live else POLL)
+
+
+def explain(client: Client, args: argparse.Namespace) -> Exit:
+    """`tunsec explain FLOW | PACKET | SPI`: exit status NO when it is not protected."""
+    found = client.explain(parse_question(args.question, args.vni))
+    if args.json:
+        _print_json(found)
+    else:
+        render_explain.show(found)
+    return Exit.OK if found.verdict == Verdict.PROTECTED else Exit.NO
 
 
 def plan(client: Client, args: argparse.Namespace) -> Exit:
@@ -167,6 +179,9 @@ def _show_status(found: Status) -> None:
     print(render.status_head(found))
     if found.flows:
         render.table(render.FLOW_HEADS, map(render.flow_row, found.flows))
+    if found.services:
+        print()
+        render.table(render.SERVICE_HEADS, map(render.service_row, found.services))
     by_ike = [render.ike_row(flow, flow.ike) for flow in found.flows if flow.ike is not None]
     if by_ike:
         print()

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Final, TextIO
 
-from tunsec.wire.control import ChildSaStatus, FlowStatus, IkeStatus, Status
+from tunsec.wire.control import ChildSaStatus, FlowStatus, IkeStatus, ServiceStatus, Status
 
 Row = Sequence[str]
 
@@ -18,6 +18,8 @@ IKE_HEADS: Final = (
     *("CHILD_SAS (OUT IN)", "LAST ERROR"),
 )
 """PROVEN: how long ago the peer has shown who it is; REKEY: of the IKE_SA, in."""
+
+SERVICE_HEADS: Final = ("SERVICE", "ADDRESS", "HOLDER", "TOKEN", "STATE HERE", "OWNERS")
 
 _SPANS: Final = ((86400, "d"), (3600, "h"), (60, "m"))
 _SIZES: Final = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
@@ -48,10 +50,24 @@ def flow_row(flow: FlowStatus) -> Row:
     """A flow's cells, as FLOW_HEADS names them."""
     return (
         *(flow.flow, flow.kind, flow.peer, flow.tenant or "-", f"{flow.mode}/{flow.keying}"),
-        *(flow.state, flow.spi_in or "-", flow.spi_out or "-", flow.aead or "-"),
+        *(flow.state, flow.spi_in or "-", flow.spi_out or "-", _cipher(flow)),
         *(span(flow.age), span(flow.next_rollover), str(flow.rekeys)),
         *(size(flow.in_bytes), size(flow.out_bytes), str(flow.drops)),
     )
+
+
+def service_row(service: ServiceStatus) -> Row:
+    """A service address, as SERVICE_HEADS names the cells."""
+    return (
+        *(service.service, ", ".join(service.addresses), service.holder or "-"),
+        *(str(service.token), service.state, ", ".join(service.owners)),
+    )
+
+
+def _cipher(flow: FlowStatus) -> str:
+    """The AEAD, and what a NIC does of it."""
+    by = f" ({flow.offload})" if flow.offload != "none" else ""
+    return f"{flow.aead or '-'}{by}"
 
 
 def ike_row(flow: FlowStatus, ike: IkeStatus) -> Row:
@@ -130,6 +146,7 @@ def _coloured(cell: str) -> str:
     from rich.markup import escape
 
     colour = {"INSTALLED": "green", "REKEYING": "green", "BLOCKED": "red", "KEYING": "yellow"}
+    colour |= {"OWNED": "green", "FENCED": "red", "CLAIMING": "yellow"}
     return f"[{colour[cell]}]{cell}[/]" if cell in colour else escape(cell)
 
 
@@ -143,6 +160,7 @@ def _guard_notes(status: Status) -> Iterable[str]:
                 (drops.clear_out, "leaving in clear"),
                 (drops.clear_in, "arriving in clear"),
                 (drops.local_injection, "sent by local users"),
+                (drops.cross_tenant, "from one tenant to another"),
             )
             if count
         ]

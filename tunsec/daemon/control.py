@@ -37,6 +37,7 @@ from tunsec.wire.control import (
     decode,
     encode,
 )
+from tunsec.wire.control_explain import ExplainBody, Explanation
 
 MAX_CONNECTIONS: Final = 64
 MAX_WAITING: Final = 48
@@ -73,6 +74,10 @@ class ControlTarget(Protocol):
 
     def flows(self) -> tuple[FlowStatus, ...]:
         """How flows stand, without asking the kernel: no counters."""
+        ...
+
+    async def explain(self, body: ExplainBody) -> Explanation:
+        """Which rule covers what is asked, and what the kernel does with it now."""
         ...
 
     async def plan(self, policy: PolicyBody | None) -> PlanReport:
@@ -142,6 +147,7 @@ class ControlServer:
         self._endpoints: dict[tuple[str, str], Endpoint] = {
             ("GET", "/status"): self._status,
             ("GET", "/metrics"): self._metrics,
+            ("POST", "/explain"): self._explain,
             ("GET", "/plan"): self._plan_now,
             ("POST", "/plan"): self._plan,
             ("POST", "/apply"): self._apply,
@@ -252,6 +258,11 @@ class ControlServer:
         return Response(
             HTTPStatus.OK, metrics.CONTENT_TYPE, metrics.exposition(self._target.status)
         )
+
+    async def _explain(self, request: Request) -> Response:
+        body = decode(ExplainBody, request.body)
+        self._check_flow(body.flow)
+        return _json(await self._target.explain(body))
 
     async def _plan_now(self, _: Request) -> Response:
         return _json(await self._target.plan(None))

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tunsec.daemon.health import Counters, Part, Troubles
-from tunsec.daemon.install import perform
+from tunsec.daemon.install import perform, read_sps
 from tunsec.daemon.journal import fields
 from tunsec.daemon.reconcile import (
     Adoption,
@@ -14,6 +14,7 @@ from tunsec.daemon.reconcile import (
     held_marks,
     held_reqids,
     late_of_charon,
+    marked_otherwise,
     overtaken,
     settled,
     want,
@@ -24,12 +25,13 @@ from tunsec.machines.flow import FlowState
 from tunsec.machines.ike_facts import Adopted as IkeAdopted
 from tunsec.model.errors import Refused, Unavailable
 from tunsec.model.flow import Child, ChildId
+from tunsec.model.ownership import is_our_sp
 from tunsec.model.sa import Sa, SaId
 from tunsec.model.step import AddSa, AddSp, RemoveSa, RemoveSp, UpdateSp
 from tunsec.plan.diff import Plan, plan
 from tunsec.plan.image import Image
 from tunsec.plan.order import ordered
-from tunsec.policy.desired import Held
+from tunsec.policy.desired import Held, inbound_sps
 from tunsec.ports import Kernel
 
 log = logging.getLogger("tunsec.drift")
@@ -63,9 +65,14 @@ class Drift:
             if child.mark is not None
         }
         scope = scope.with_held(Held(scope.held.reqids, marks))
-        reqids = held_reqids(scope.children, sps)
+        moving = {address for service in scope.services for address in service.addresses}
+        reqids = held_reqids(scope.children, sps, moving=moving)
         reqids |= {child.id: child.reqid for child in running.children}
         return scope.with_held(Held(reqids, marks))
+
+    def marked_otherwise(self, scope: Scope) -> frozenset[ChildId]:
+        """Children whose inbound SAs set another mark than their SPs ask for."""
+        return marked_otherwise(scope.children, self._kernel.sas())
 
     def close(self, scope: Scope) -> None:
         """Block SPs and inbound protect SPs, before anything else; read back. Raises Refused.
@@ -73,8 +80,8 @@ class Drift:
         Another program's SP that stands where one of ours should is said and left alone (law 4),
         and the rest is closed; of that flow the guard table alone drops clear packets.
         """
-        wanted = want([FlowState(child) for child in scope.children], scope.blocks)
-        have = Image(sps=self._kernel.sps())
+        have = self._image()
+        wanted = want([FlowState(child) for child in scope.children], scope.blocks, have=have)
         found = plan(wanted, have)
         self._note_strangers(found, scope, have)
         missing = [step for step in found.steps if isinstance(step, AddSp | UpdateSp)]
@@ -106,6 +113,15 @@ class Drift:
             log.info("adopted", extra=fields({"sas": adopted, "removed": len(found.useless)}))
         return found
 
+    def forsake(self, before: Scope, now: Scope) -> None:
+        """Take away the inbound SPs of children that are gone, where no other child has them."""
+        kept = {child.id for child in now.children}
+        gone = [child for child in before.children if child.id not in kept]
+        ids = {sp.id for child in gone for sp in inbound_sps(child)}
+        ids -= {sp.id for child in now.children for sp in inbound_sps(child)}
+        found = read_sps(self._kernel, ids)
+        self._kernel.apply([RemoveSp(sp) for sp in found.values() if is_our_sp(sp)])
+
     def foresee(self, flows: Iterable[FlowState], ike: Iterable[IkeHolding], scope: Scope) -> Plan:
         """What entering a scope would do to the kernel, besides the keys that follow."""
         keyed = {flow.child.id: flow for flow in flows}
@@ -118,7 +134,7 @@ class Drift:
         ]
         holdings = [replace(held[one], child=new[one]) for one in held.keys() & new.keys()]
         have = self._image()
-        wanted = want(then, scope.all_blocks(have), holdings)
+        wanted = want(then, scope.all_blocks(have), holdings, have=have)
         gone = [holding for one, holding in held.items() if one not in new]
         return plan(settled(wanted, have), without_charons(have, wanted, [*holdings, *gone]))
 
@@ -131,7 +147,7 @@ class Drift:
         """
         try:
             have = self._image()
-            wanted = want(flows, scope.all_blocks(have), ike)
+            wanted = want(flows, scope.all_blocks(have), ike, have=have)
             carried = {holding.child.id for holding in ike}
             others = {child.id: child for child in scope.children if child.id not in carried}
             late = late_of_charon(others.values(), have)

@@ -5,7 +5,7 @@ is; daemon/service.py feeds it from asyncio.
 
 import logging
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,12 +17,15 @@ from tunsec.daemon.health import Counters, Part, Troubles
 from tunsec.daemon.ike_desk import IkeDesk
 from tunsec.daemon.install import Installer
 from tunsec.daemon.journal import fields, log_transition
+from tunsec.daemon.offload import Offloads
 from tunsec.daemon.post import News, PostRoom
-from tunsec.daemon.reconcile import IkeHolding
+from tunsec.daemon.reconcile import IkeHolding, outgrown
 from tunsec.daemon.sa_index import SaIndex
 from tunsec.daemon.scope import Scope
 from tunsec.daemon.tally import Tally
+from tunsec.daemon.vip_desk import VipDesk
 from tunsec.keying.chain import Trust
+from tunsec.keying.claims import ClaimBook
 from tunsec.keying.identity import Identity
 from tunsec.keying.paths import ConfirmationPath, OfferPath
 from tunsec.machines import offer as offers
@@ -50,6 +53,7 @@ from tunsec.machines.orders import (
     InstallInbound,
     InstallOutbound,
     MakeOffer,
+    PassOver,
     PublishOffer,
     PublishRecord,
     ReadUsage,
@@ -76,13 +80,14 @@ from tunsec.model.event import (
     SpChanged,
     SpdFlushed,
 )
-from tunsec.model.flow import Child, ChildId, Keying, OnReconnect
+from tunsec.model.flow import Child, ChildId, Keying, Kind, OffloadWish, OnReconnect
 from tunsec.model.ike_sa import IkeEvent
-from tunsec.model.names import HostName, OfferSeq, Reqid
+from tunsec.model.names import Address, HostName, OfferSeq, Reqid
 from tunsec.model.ownership import is_our_reqid
-from tunsec.model.sa import SaId
+from tunsec.model.sa import Sa, SaId
 from tunsec.plan.diff import Plan
 from tunsec.plan.ike_connection import IkeSetup
+from tunsec.plan.rdma import bypassed
 from tunsec.ports import (
     Clock,
     Directory,
@@ -91,9 +96,11 @@ from tunsec.ports import (
     Ike,
     Kernel,
     Links,
+    Rdma,
     Record,
     Sockets,
     SynGate,
+    VniMarking,
 )
 
 DUMP_EVERY: Final = Seconds(300.0)
@@ -116,7 +123,9 @@ class Ports:
 
     kernel: Kernel
     guard: GuardTable
+    marks: VniMarking
     links: Links
+    rdma: Rdma
     directory: Directory
     clock: Clock
     entropy: Entropy
@@ -149,8 +158,11 @@ class Engine:
         host: HostName,
         ports: Ports,
         post: PostRoom,
+        claims: ClaimBook,
+        served: Collection[str] = (),
         changed: Callable[[], None] = lambda: None,
     ) -> None:
+        """`served` are service addresses that an earlier life had here and had claimed."""
         self.host = host
         self.post = post
         self.pairs: dict[HostName, pair.PairState] = {}
@@ -169,11 +181,22 @@ class Engine:
         self._tokens: dict[str, OfferSeq | tuple[HostName, int]] = {}
         self._moving: set[ChildId] = set()
         """Children that one keying still carries for the other."""
+        self._by_ike: dict[ChildId, int] = {}
+        """Packets that had come in for those by IKE when last looked."""
         self._alarms: Alarms[Target] = Alarms()
         self._queue: deque[_Queued] = deque()
+        self._here: frozenset[Address] = frozenset()
+        """Addresses of this host, when they were last seen."""
         self._closed = False
+        self._outgrown: frozenset[SaId] = frozenset()
+        """SAs whose successors were asked for."""
+        self.offloads = Offloads(kernel=ports.kernel, links=ports.links, entropy=ports.entropy)
         self._installer = Installer(
-            kernel=ports.kernel, keys=post, entropy=ports.entropy, children=self._keyed_by_pair
+            kernel=ports.kernel,
+            keys=post,
+            entropy=ports.entropy,
+            children=self._keyed_by_pair,
+            offloads=self.offloads,
         )
         self.ike = IkeDesk(
             host=host,
@@ -196,9 +219,21 @@ class Engine:
             standing=self._standing,
             renew=self._renew,
         )
+        self.vips = VipDesk(
+            host=host,
+            boot=post.boot,
+            book=claims,
+            served=served,
+            directory=ports.directory,
+            clock=ports.clock,
+            entropy=ports.entropy,
+            refuse=post.refuse,
+            wake=self._run,
+        )
         self._drift = Drift(kernel=ports.kernel, counters=self.counters, troubles=self.troubles)
         self._guarding = Guarding(
             table=ports.guard,
+            marks=ports.marks,
             links=ports.links,
             counters=self.counters,
             troubles=self.troubles,
@@ -212,13 +247,15 @@ class Engine:
         Raises Unavailable or Refused when the kernel cannot hold block SPs: the caller must not
         run on, for nothing would be closed.
         """
-        self.scope = scope = self._drift.with_held(scope, self.scope)
+        self.vips.enter(scope, self._addresses_here())
+        self.scope = scope = self._for_this_host(scope.with_holders(self.vips.holders()))
         self._drift.close(scope)
         self._put_guard()
         self._adopt(scope)
+        self._end(self._drift.marked_otherwise(scope))
         self._withdraw_leftovers()
         self._look()
-        self.gates.set_children(scope.children, self._stands)
+        self.gates.set_children(self.scope.children, self._stands)
         self._begin_keying()
         self._run()
 
@@ -229,12 +266,16 @@ class Engine:
         block SPs.
         """
         before = self.scope
-        scope = self._drift.with_held(scope, before)
+        scope = self._for_this_host(scope.with_holders(before.holders))
+        otherwise = self._drift.marked_otherwise(scope)
         self._drift.close(scope)
         self.scope = scope
         self._put_guard()
+        self._end(otherwise)
         self._enter(scope)
         self.gates.set_children(self.scope.children, self._stands)
+        self.vips.enter(scope, self._addresses_here())
+        self._follow_holders()
         self._tell_pairs(self.post.renew_grants(scope.grants))
         self._look()
         self._begin_keying()
@@ -249,6 +290,7 @@ class Engine:
         """
         renewed = identity.der_chain != self.post.chain
         self._tell_pairs(self.post.renew_identity(identity, trust))
+        self.vips.renew_identity(identity, trust, renewed=renewed)
         if renewed:
             self._queue.append(_Queued(OFFERS, RolloverWanted("our certificate is another one")))
         self._run()
@@ -269,18 +311,26 @@ class Engine:
 
     def deadline(self) -> Deadline | None:
         """When `tick` must be called at the latest."""
-        found = (self._alarms.next(), self.ike.deadline(), self.gates.deadline())
+        found = (
+            self._alarms.next(),
+            self.ike.deadline(),
+            self.vips.deadline(),
+            self.gates.deadline(),
+        )
         return min((one for one in found if one is not None), default=None)
 
     def tick(self) -> None:
         """Time has passed."""
         self.ike.tick()
+        self.vips.tick()
         self.gates.tick()
         now = self._ports.clock.now()
         for target in self._alarms.due(now):
             match target:
                 case "dump":
+                    self._check_bypasses()
                     self._look()
+                    self.vips.look(self._addresses_here())
                     self._check_guard()
                 case "guard":
                     self._check_guard()
@@ -301,7 +351,12 @@ class Engine:
         self._run()
 
     def on_records(self, records: Sequence[Record]) -> None:
-        """Records of the directory that are new or changed."""
+        """Records of the directory that are new or changed.
+
+        Claims first: what they take from a host must not be confirmed to it any more.
+        """
+        self.vips.take(records)
+        self._follow_holders()
         self._tell_pairs(self.post.take(records, frozenset(self.pairs)))
         self._watch_expiries()
         self._run()
@@ -314,6 +369,7 @@ class Engine:
     def on_directory_back(self) -> None:
         """The directory can be reached again."""
         self._queue.append(_Queued(OUTBOX, outbox.DirectoryBack()))
+        self.vips.on_directory_back()
         self._run()
 
     def on_ike_event(self, event: IkeEvent) -> None:
@@ -347,18 +403,26 @@ class Engine:
         self._run()
 
     def on_guard_changed(self) -> None:
-        """Somebody, perhaps we, touched the guard table."""
+        """Somebody, perhaps we, touched the guard table or filters that mark."""
         self._alarms.put(GUARD, Deadline(self._after(COALESCE), "guard table changed"))
 
-    def on_links_changed(self) -> None:
-        """Devices or addresses changed: the guard lists tunnel devices."""
+    def on_links_changed(self, ifindexes: Collection[int] | None = None) -> None:
+        """These devices, or (None) any, or their addresses changed: the guard lists tunnel devices,
+        NICs carry SAs, and a service address may have come or gone. With a NIC the kernel drops
+        what it carried, and tells nobody."""
+        self.vips.look(self._addresses_here())
+        self._follow_holders()
         if not self._guarding.stands(self.scope):
             self._put_guard()
+        self._check_bypasses()
+        self.offloads.forget(ifindexes)
+        if any(child.offload is not OffloadWish.NONE for child in self.scope.children):
+            self._look_soon("devices changed")
         self._run()
 
     def plan_for(self, scope: Scope) -> Plan:
         """What `change_scope` would do to the kernel, besides the keys that follow."""
-        then = self._drift.with_held(scope, self.scope)
+        then = self._for_this_host(scope)
         return self._drift.foresee(self._flows(), self._holdings(), then)
 
     @property
@@ -381,7 +445,75 @@ class Engine:
             for flow in state.flows.values():
                 yield state, flow
 
+    # Service addresses
+
+    def _addresses_here(self) -> frozenset[Address]:
+        """Addresses of this host; those that were there last while the kernel does not tell."""
+        try:
+            self._here = frozenset(self._ports.links.addresses())
+        except (Refused, Unavailable) as error:
+            self.troubles.note(Part.LINKS, str(error))
+        else:
+            self.troubles.note(Part.LINKS, "")
+        return self._here
+
+    def _follow_holders(self) -> bool:
+        """Law 8: SAs over a service address are with its holder; those with the one before go in
+        the same step. Whether there was a move."""
+        holders = self.vips.holders()
+        if holders == self.scope.holders:
+            return False
+        log.info("service addresses moved", extra=fields(dict(holders)))
+        before = self.scope
+        moved = before.with_holders(holders)
+        try:
+            scope = self._for_this_host(moved)
+            self._drift.close(scope)
+            self._drift.forsake(before, scope)
+        except (Refused, Unavailable) as error:
+            # What is wanted of the kernel is asked again; what was given to the one before goes.
+            self.troubles.note(Part.KERNEL, str(error))
+            scope = moved
+            self._look_soon("service addresses moved")
+        self.scope = scope
+        self._enter(scope)
+        self.gates.set_children(self.scope.children, self._stands)
+        self._look()
+        self._begin_keying()
+        return True
+
     # Scope
+
+    def _for_this_host(self, scope: Scope) -> Scope:
+        """A scope with the numbers that its children have, without those that devices bypass."""
+        return self._bypasses(self._drift.with_held(scope, self.scope))
+
+    def _bypasses(self, scope: Scope) -> Scope:
+        """When devices cannot be looked at, what is protected stays so, and nothing else begins."""
+        roce = [child for child in scope.declared if child.kind is Kind.ROCEV2]
+        if not roce:
+            return scope.with_bypassed({})
+        try:
+            devices, holders = self._ports.rdma.devices(), self._ports.links.addresses()
+        except (Refused, Unavailable) as error:
+            known = {child.id for child in self.scope.children}
+            return scope.with_bypassed(
+                {child.id: str(error) for child in roce if child.id not in known}
+            )
+        return scope.with_bypassed(bypassed(roce, devices, holders))
+
+    def _check_bypasses(self) -> None:
+        """RDMA devices come and go, and addresses move between devices."""
+        before, now = self.scope.bypassed, self._bypasses(self.scope).bypassed
+        if now == before:
+            return
+        for child, reason in now.items():
+            if child not in before:
+                log.error("cannot be protected", extra=fields({"child": child, "reason": reason}))
+        try:
+            self.change_scope(self.scope)
+        except (Refused, Unavailable) as error:
+            self.troubles.note(Part.KERNEL, str(error))
 
     def _adopt(self, scope: Scope) -> None:
         """Take over what an earlier life left, each SA with the keying that made it: the policy
@@ -396,31 +528,36 @@ class Engine:
         self._tell_who_pins(adopted.moving)
         self._run()
 
-    def _enter(self, scope: Scope, adopted: Collection[ChildId] = ()) -> None:
-        """Give every pair its children; pairs that lose them all end. SAs of `adopted` children,
-        made by another keying than the policy's, are told of next."""
-        self._children.update({child.id: child for child in scope.children})
+    def _end(self, ended: Collection[ChildId]) -> None:
+        """Children whose SAs nobody can use any more: they end, to begin anew."""
+        if ended:
+            self._enter(self.scope, ended=ended)
+            self._enter(self.scope)
+
+    def _enter(
+        self, scope: Scope, adopted: Collection[ChildId] = (), *, ended: Collection[ChildId] = ()
+    ) -> None:
+        """Give every pair its children, but for `ended` ones; pairs that lose them all end. SAs of
+        `adopted` children, made by another keying than the policy's, are told of next."""
+        children = [child for child in scope.children if child.id not in ended]
+        self._children.update({child.id: child for child in children})
         carried = {
-            child.id
-            for child in scope.children
-            if child.id in adopted or self._carried_by_other(child)
+            child.id for child in children if child.id in adopted or self._carried_by_other(child)
         }
         self._tell_who_pins(carried)
         by_peer: dict[HostName, list[Child]] = {}
-        for child in scope.children:
+        for child in children:
             if child.keying is Keying.DIRECTORY or child.id in carried:
                 by_peer.setdefault(child.id.peer, []).append(child)
-        self.ike.set_children(
-            [
-                child
-                for child in scope.children
-                if child.keying is Keying.IKE or child.id in carried
-            ],
-            scope.intent,
-            known=scope.children,
+        self._give_ike(
+            (child for child in children if child.keying is Keying.IKE or child.id in carried),
+            known=children,
         )
         self.post.set_addresses(scope.addresses)
-        for peer in dict.fromkeys((*by_peer, *self.pairs)):
+        # Who loses children comes first: another peer may get the same addresses.
+        left = {child.id for child in scope.children}
+        losing = [peer for peer, state in self.pairs.items() if state.flows.keys() - left]
+        for peer in dict.fromkeys((*losing, *by_peer, *self.pairs)):
             if peer not in self.pairs:
                 self.pairs[peer] = pair.PairState(peer)
             event = ChildrenChanged(tuple(by_peer.get(peer, ())))
@@ -435,15 +572,18 @@ class Engine:
         for peer in by_peer:
             self._alarms.put(("farewell", peer), None)
         self._moving = {
-            child.id
-            for child in scope.children
-            if child.id in adopted or self._carried_by_other(child)
+            child.id for child in children if child.id in adopted or self._carried_by_other(child)
         }
-        wanted = {child.id for child in scope.children}
+        wanted = {child.id for child in children}
         for child_id in [child_id for child_id in self._children if child_id not in wanted]:
             del self._children[child_id]
             self.active_since.pop(child_id, None)
             self.tallies.pop(child_id, None)
+
+    def _give_ike(self, children: Iterable[Child], *, known: Sequence[Child]) -> None:
+        """What charon shall carry, with a NIC or without; `known` are all there are."""
+        settled = [self.offloads.settled(child) for child in children]
+        self.ike.set_children(settled, self.scope.intent, known=known)
 
     def _check_moves(self) -> bool:
         """Children on their way from one keying to the other: the old one ends when it is empty.
@@ -488,10 +628,18 @@ class Engine:
     def _hear_peers(self) -> None:
         """Inbound SAs of directory keying go when the peer's records say that it has left them.
         Where no record can come any more, what arrives by IKE tells it: a CHILD_SA alone does
-        not, for the peer's daemon may have died before it sent on it."""
+        not, for the peer's daemon may have died before it sent on it, nor does what it carried
+        before, for the peer may have sent by IKE until a moment ago."""
+        before, self._by_ike = self._by_ike, {}
         for child_id in self._in_order(self._moving):
-            if self._awaits_peer(child_id) and self._heard_by_ike(child_id):
+            if not self._awaits_peer(child_id):
+                continue
+            packets = self._packets_by_ike(child_id)
+            if packets is None:
+                continue  # it is looked at again
+            if packets > before.get(child_id, packets):
                 self._queue.append(_Queued(("pair", child_id.peer), InboundTaken(child_id)))
+            self._by_ike[child_id] = packets
 
     def _awaits_peer(self, child: ChildId) -> bool:
         """Whether only the peer still sends by directory keying, as far as we know."""
@@ -502,15 +650,15 @@ class Engine:
             and any(sa.state is not SaState.REKEYED for sa in flow.inbound)
         )
 
-    def _heard_by_ike(self, child: ChildId) -> bool:
-        """Whether something came in on a CHILD_SA on which the peer sends."""
+    def _packets_by_ike(self, child: ChildId) -> int | None:
+        """What has come in on the newest CHILD_SA on which the peer sends; None if unknown."""
         flow = self.ike.flow(child)
         theirs = [] if flow is None else [one for one in flow.held if not one.own]
         try:
             found = [self._ports.kernel.sa(SaId(child.local, one.spi_in)) for one in theirs]
         except (Refused, Unavailable):
-            return False  # it is looked at again
-        return any(sa is not None and sa.usage.usage_packets > 0 for sa in found)
+            return None
+        return max((sa.usage.usage_packets for sa in found if sa is not None), default=0)
 
     def _tell_who_pins(self, children: Collection[ChildId]) -> None:
         """A child may have come to the keying that has its SPs already: the other one drains."""
@@ -523,6 +671,8 @@ class Engine:
     def _ike_pinned(self, child: ChildId) -> None:
         """IKE has the outbound SPs of a child: what directory keying has of it drains."""
         known = self._children.get(child)
+        if known is not None and known.offload is not OffloadWish.NONE:
+            self._look_soon("charon's SAs may be a NIC's: the inbound SPs follow them")
         if known is not None and known.keying is Keying.IKE and self._carried_by_pair(child):
             self._queue.appendleft(_Queued(("pair", child.peer), OutboundTaken(child)))
 
@@ -629,7 +779,7 @@ class Engine:
         failed = bool(self.troubles.guard)
         if not self._guarding.check(self.scope):
             self._alarms.put(GUARD, Deadline(self._after(RETRY), "guard is tried again"))
-        elif failed:
+        if failed and not self.troubles.guard:
             self._begin_keying()
 
     # Kernel
@@ -688,6 +838,7 @@ class Engine:
             return
         self.ike.hold_against(looked.sas)
         self._take_over(looked.late)
+        self._replace_outgrown(looked.sas)
         for sa_id in looked.lost:
             owner = self._index.owner(sa_id)
             if owner is None:
@@ -695,6 +846,21 @@ class Engine:
             log.warning("SA is gone", extra=fields({"sa": sa_id, "child": owner.child}))
             fact = SaLost(owner.child, sa_id.spi, owner.inbound, "SA was removed by another")
             self._queue.append(_Queued(("pair", owner.child.peer), fact))
+
+    def _replace_outgrown(self, sas: Mapping[SaId, Sa]) -> None:
+        """SAs that a device, the policy or the way to a peer has left behind get successors: the
+        next offer gives them keys, receiver first."""
+        self.offloads.forget_ways()
+        given = [flow.child for _, flow in self.ike.flows()]
+        if any(self.offloads.settled(self._children[one.id]) != one for one in given):
+            self._give_ike((self._children[one.id] for one in given), known=self.scope.children)
+        found = dict(outgrown(self._flows(), sas, self.offloads.nic))
+        new = found.keys() - self._outgrown
+        self._outgrown = frozenset(found)
+        if new:
+            reason = found[min(new, key=str)]
+            log.info("SAs are made anew", extra=fields({"sas": len(new), "reason": reason}))
+            self._queue.append(_Queued(OFFERS, RolloverWanted(reason)))
 
     def _take_over(self, late: Sequence[IkeAdopted]) -> None:
         """charon was still at work for children that IKE had let go of: the peer may send on what
@@ -714,7 +880,12 @@ class Engine:
         while not self._closed:
             if self._queue:
                 self._step(self._queue.popleft())
-            elif not self.ike.work() and not self._check_moves() and not self.gates.work():
+            elif not (
+                self._follow_holders()
+                or self.ike.work()
+                or self._check_moves()
+                or self.gates.work()
+            ):
                 break
         self._changed()
 
@@ -779,6 +950,8 @@ class Engine:
                 self._answer(peer, [switched])
                 for keyed in switched.sas:
                     self._directory_pinned(keyed.child)
+            case PassOver():
+                self._installer.pass_over(action)
             case RemoveInbound(child, spi):
                 self._remove(child, SaId(child.local, spi), inbound=True)
             case RemoveOutbound(child, spi):

@@ -23,8 +23,10 @@ class Part(StrEnum):
     """What can be in trouble."""
 
     GUARD = "guard"
+    MARKS = "tenant marks"
     KERNEL = "kernel"
     OFFER = "offer"
+    LINKS = "links"
 
 
 @dataclass(slots=True)
@@ -39,6 +41,11 @@ class Troubles:
     def guard(self) -> str:
         """Why the guard table is not in force; empty when it is."""
         return self.parts.get(Part.GUARD, "")
+
+    @property
+    def marks(self) -> str:
+        """Why a device's packets do not get their tenants' marks; empty when they do."""
+        return self.parts.get(Part.MARKS, "")
 
     def note(self, part: Part, text: str) -> None:
         """A part is in trouble, or (empty text) well; each change is logged once."""

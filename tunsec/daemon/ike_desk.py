@@ -77,12 +77,14 @@ from tunsec.model.ike_sa import (
 from tunsec.model.names import HostName, Reqid, Spi
 from tunsec.model.sa import Sa, SaId
 from tunsec.plan.ike_connection import IkeSetup, Slot, ike_connection, slots
-from tunsec.plan.ike_options import ignored_options, orphaned_sas
+from tunsec.plan.ike_options import Ignored, Leeway, ignored_options, orphaned_sas
 from tunsec.policy.intent import Intent
 from tunsec.ports import Clock, Entropy, Ike, Kernel
 
 WORDS_KEPT: Final = 4
 """Lines of charon's log that are kept of a connection, to tell why it failed."""
+POLICIES_KEPT: Final = 4
+"""Of each connection: how many policies in quick succession cost no packet."""
 _BEGINNING: Final = (CharonState.CREATED, CharonState.CONNECTING)
 _STANDING: Final = (CharonState.ESTABLISHED, CharonState.REKEYING)
 _ENDING: Final = (ChildState.DELETING, ChildState.DELETED, ChildState.DESTROYING)
@@ -101,10 +103,20 @@ class Connection:
     """By the name of a child configuration."""
     asked: Mapping[str, IkeChild] = field(default_factory=dict)
     """What charon was last given."""
+    asked_before: deque[Mapping[str, IkeChild]] = field(
+        default_factory=lambda: deque(maxlen=POLICIES_KEPT)
+    )
+    """What it was given before that, the newest first: what is made over IKE_SAs of then is so."""
+    asked_since: Instant | None = None
+    """When it was first given something in this life of the daemon."""
+    asked_at: Instant | None = None
+    """When it was given what it has now."""
     made: dict[tuple[int, Spi], IkeChild] = field(default_factory=dict)
     """What CHILD_SAs were asked to be, by id and inbound SPI, where they are so."""
     ikes: dict[int, tuple[IkeSa, Instant]] = field(default_factory=dict)
     """What charon last told of each IKE_SA, and when."""
+    born: dict[int, Instant] = field(default_factory=dict)
+    """When IKE_SAs were made, as far as charon told of it; one that was rekeyed keeps its time."""
     words: deque[str] = field(default_factory=lambda: deque(maxlen=WORDS_KEPT))
 
 
@@ -143,6 +155,9 @@ class IkeDesk:
         self._wake = wake
         self._connections: dict[ConnectionId, Connection] = {}
         self._by_name: dict[str, ConnectionId] = {}
+        self._next_variant: dict[ConnectionId, int] = {}
+        """Of connections that are gone: should they come back, charon must not take the IKE_SAs of
+        before, which go by what was asked then."""
         self._children: dict[ChildId, Child] = {}
         self._by_reqid: dict[Reqid, ChildId] = {}
         self._known: Sequence[Child] = ()
@@ -219,14 +234,16 @@ class IkeDesk:
     def _open(self, connection_id: ConnectionId) -> None:
         first = self._host < connection_id.peer
         reauth = None if self._setup is None else self._setup.rules.reauth_after
-        state = IkeState(connection_id.peer, first, reauth, away=self._away)
+        variant = self._next_variant.pop(connection_id, 0)
+        state = IkeState(connection_id.peer, first, reauth, away=self._away, variant=variant)
         self._connections[connection_id] = Connection(connection_id, state)
         self._by_name[connection_id.name] = connection_id
         if self._setup is not None:
             self._tell(connection_id, CharonReady())
 
     def _shut(self, connection_id: ConnectionId) -> None:
-        del self._connections[connection_id]
+        gone = self._connections.pop(connection_id)
+        self._next_variant[connection_id] = gone.state.variant + 1
         del self._by_name[connection_id.name]
         self._alarms.put(connection_id, None)
         if self._setup is not None and self._ike is not None:
@@ -269,6 +286,7 @@ class IkeDesk:
         self._setup, self._away = None, reason
         for connection in self._connections.values():
             connection.ikes.clear()
+            connection.born.clear()
         self._listing.clear()
         self._list_next.clear()
         for connection_id in self._connections:
@@ -329,13 +347,16 @@ class IkeDesk:
                 if self._is_stranger(ike):
                     self._look_at_strangers()
                 self._note_ike(ike)
+                self._note_birth(ike, self._clock.now())
                 self._tell_named(ike, IkeUp(SeenIke(ike.id, ike.initiator)))
             case IkeEnded(ike):
                 self._forget_ike(ike)
                 self._tell_named(ike, IkeDown(ike.id))
             case IkeRekeyed(old, new):
-                self._forget_ike(old)
+                born = self._forget_ike(old)
                 self._note_ike(new)
+                if born is not None:
+                    self._note_birth(new, born)
                 self._tell_named(new, IkeReplaced(old.id, new.id))
             case ChildEstablished(ike, child):
                 self._child_up(ike, child)
@@ -360,10 +381,11 @@ class IkeDesk:
             return
         self._end_children(connection, ike, [child])
         try:
-            seen = self._seen_child(connection, ike, child, self._read(connection, child))
+            sas = self._read(connection, child)
         except (Refused, Unavailable):
             self._tell(connection.id, EventMissed())  # judged when the kernel can be asked
             return
+        seen = self._seen_child(connection, ike, child, sas)
         if seen is not None:
             if seen.ignored:
                 log.error(
@@ -504,7 +526,14 @@ class IkeDesk:
         except Refused as error:
             self._answer(connection, LoadEnded(variant, str(error)))
             return
-        connection.asked = {child.name: child for child in wanted.children}
+        now_asked = {child.name: child for child in wanted.children}
+        if connection.asked and connection.asked != now_asked:
+            connection.asked_before.appendleft(connection.asked)
+        if connection.asked_at is None or connection.asked != now_asked:
+            connection.asked_at = self._clock.now()
+        connection.asked = now_asked
+        if connection.asked_since is None:
+            connection.asked_since = connection.asked_at
         self._ike.load(wanted, done=done)
 
     def _initiate(self, connection: Connection, child: ChildId, slot: int) -> None:
@@ -681,15 +710,18 @@ class IkeDesk:
         name = (child.id, keyed.spi_in)
         # A CHILD_SA goes by what was asked when it was made; what is asked now, its successor has.
         now_asked = connection.asked.get(child.name)
-        asked = connection.made.get(name, now_asked)
-        local, remote = connection.id.local, connection.id.remote
+        asked: IkeChild | None = connection.made.get(name, now_asked)
         if asked is None:
             ignored = ""  # of an earlier life: it is held against the kernel when it is loaded
         else:
-            found = ignored_options(asked, child, kernel, local=local, remote=remote)
+            asked, found = self._held_against(connection, asked, child, kernel)
             ignored = "; ".join(map(str, found))
             if not ignored:
                 connection.made[name] = asked
+            elif all(one.leeway is Leeway.LIFE for one in found) and self._is_inherited(
+                connection, ike
+            ):
+                asked, ignored = None, ""
         return SeenChild(
             ike.id,
             child.id,
@@ -702,7 +734,41 @@ class IkeDesk:
             ignored,
             float(keyed.installed_for),
             outdated=asked != now_asked,
+            stale=bool(ignored) and not self._is_since(connection, ike),
         )
+
+    def _held_against(
+        self,
+        connection: Connection,
+        asked: IkeChild,
+        child: ChildSa,
+        kernel: Mapping[SaId, Sa],
+    ) -> tuple[IkeChild, Sequence[Ignored]]:
+        """What a CHILD_SA was asked to be, and what of it is not so.
+
+        The policy may have changed while charons spoke of it, here before there.
+        """
+        local, remote = connection.id.local, connection.id.remote
+        found = ignored_options(asked, child, kernel, local=local, remote=remote)
+        if all(one.leeway is not Leeway.NONE for one in found):
+            for before in connection.asked_before if found else ():
+                former = before.get(child.name)
+                if former is not None and not ignored_options(
+                    former, child, kernel, local=local, remote=remote
+                ):
+                    return former, ()
+        return asked, found
+
+    def _is_inherited(self, connection: Connection, ike: IkeSa) -> bool:
+        """Whether an IKE_SA is of an earlier life of the daemon, which may have had another policy:
+        charon goes by that one for all that is made over it."""
+        since = connection.asked_since
+        return since is None or (ike.established_for or 0) > self._clock.now() - since
+
+    def _is_since(self, connection: Connection, ike: IkeSa) -> bool:
+        """Whether an IKE_SA has certainly come after charon was given what it has now."""
+        asked_at, born = connection.asked_at, connection.born.get(ike.id)
+        return asked_at is not None and born is not None and born >= asked_at
 
     def _read(self, connection: Connection, child: ChildSa) -> dict[SaId, Sa]:
         """The two SAs of a CHILD_SA, as the kernel holds them; raises Refused or Unavailable."""
@@ -733,10 +799,18 @@ class IkeDesk:
         if connection is not None:
             connection.ikes[ike.id] = (ike, self._clock.now())
 
-    def _forget_ike(self, ike: IkeSa) -> None:
+    def _note_birth(self, ike: IkeSa, at: Instant) -> None:
         connection = self._connection(ike.name)
         if connection is not None:
-            connection.ikes.pop(ike.id, None)
+            connection.born[ike.id] = at
+
+    def _forget_ike(self, ike: IkeSa) -> Instant | None:
+        """When it was made, if that is known."""
+        connection = self._connection(ike.name)
+        if connection is None:
+            return None
+        connection.ikes.pop(ike.id, None)
+        return connection.born.pop(ike.id, None)
 
     def _log_phases(self, before: IkeState, after: IkeState, now: Instant) -> None:
         for child, flow in after.flows.items():

@@ -5,9 +5,10 @@ A child that fails is undone by itself; the others of the same order go on.
 
 import errno
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
+from tunsec.daemon.offload import Offloads
 from tunsec.machines.facts import (
     Carried,
     InboundInstalled,
@@ -16,17 +17,18 @@ from tunsec.machines.facts import (
     OutboundSwitched,
     UsageRead,
 )
-from tunsec.machines.orders import InstallInbound, InstallOutbound, ReadUsage
+from tunsec.machines.orders import InstallInbound, InstallOutbound, PassOver, ReadUsage
 from tunsec.machines.pair import PairEvent
 from tunsec.model.aead import Aead
 from tunsec.model.errors import Refused, Unavailable
-from tunsec.model.flow import Child, ChildId
+from tunsec.model.flow import Child, ChildId, OffloadWish, SequenceNumbers
 from tunsec.model.names import OfferSeq, Spi, spi_hex
 from tunsec.model.ownership import is_our_sp
-from tunsec.model.sa import Sa, SaDirection, SaId
+from tunsec.model.sa import OffloadKind, Sa, SaDirection, SaId
 from tunsec.model.secret import Secret
 from tunsec.model.sp import Sp, SpId
 from tunsec.model.step import AddSa, AddSp, RemoveSa, RemoveSp, Step, UpdateSp
+from tunsec.model.underlay import Nic
 from tunsec.plan.compare import sa_matches, sp_matches
 from tunsec.plan.order import inverted
 from tunsec.plan.sas import inbound_sa, outbound_sa
@@ -60,6 +62,7 @@ class _Job:
     keyed: Keyed
     child: Child
     sa: Sa
+    nic: Nic | None = None
 
 
 @dataclass(slots=True)
@@ -95,11 +98,13 @@ class Installer:
         keys: KeySource,
         entropy: Entropy,
         children: Callable[[ChildId], Child | None],
+        offloads: Offloads,
     ) -> None:
         self._kernel = kernel
         self._keys = keys
         self._entropy = entropy
         self._children = children
+        self._offloads = offloads
         self._used: dict[OfferSeq, _Used] = {}
 
     def forget(self, own_offer: OfferSeq) -> None:
@@ -121,6 +126,7 @@ class Installer:
             except Refused as error:
                 refused.append(NotInstalled(child_id, str(error)))
         standing = self._read_back(self._add_all(jobs, order, refused), refused)
+        standing = [job for job in standing if self._follows(job, refused)]
         return [InboundInstalled(tuple(job.keyed for job in standing), tuple(refused))]
 
     def _strangers(self, children: Sequence[ChildId]) -> dict[ChildId, str]:
@@ -144,10 +150,11 @@ class Installer:
     def _inbound_job(self, child_id: ChildId, order: InstallInbound) -> _Job:
         child = self._known(child_id)
         aead = self._keys.aead(child, order.peer_offer)
+        nic = self._offloads.nic(child, aead)
         spi = self._draw(order.own_offer)
-        keyed = Keyed(child_id, spi, aead, order.own_offer, order.peer_offer)
+        keyed = Keyed(child_id, spi, aead, order.own_offer, order.peer_offer, child.esn)
         key = self._keys.inbound_key(keyed)
-        return _Job(keyed, child, inbound_sa(child, spi, aead=aead, key=key))
+        return _Job(keyed, child, inbound_sa(child, spi, aead=aead, key=key, nic=nic), nic)
 
     def _known(self, child_id: ChildId) -> Child:
         child = self._children(child_id)
@@ -183,6 +190,17 @@ class Installer:
                 break
         return added
 
+    def _follows(self, job: _Job, refused: list[NotInstalled]) -> bool:
+        """Give a NIC that delivers past the kernel the inbound SPs of a child too."""
+        wanted = inbound_sps(job.child, job.sa.offload)
+        if all(sp.offload is None for sp in wanted):
+            return True
+        problem = self._put(wanted)
+        if problem is None:
+            return True
+        self._give_up(job, problem, refused)
+        return False
+
     # Outbound
 
     def install_outbound(self, order: InstallOutbound) -> OutboundSwitched:
@@ -209,6 +227,13 @@ class Installer:
         self._remember_refused(order, refused)
         return OutboundSwitched(tuple(switched), tuple(refused))
 
+    def pass_over(self, order: PassOver) -> None:
+        """Refuse these for good, whoever forgets meanwhile that they were named."""
+        for keyed in order.sas:
+            used = self._used.setdefault(keyed.own_offer, _Used())
+            passed = f"SA {spi_hex(keyed.spi)} was passed over while another keying had the flow"
+            used.derived.setdefault((keyed.child, keyed.spi), passed)
+
     def _remember_refused(self, order: InstallOutbound, refused: Sequence[NotInstalled]) -> None:
         reasons = {one.child: one.reason for one in refused}
         for keyed in order.sas:
@@ -223,10 +248,16 @@ class Installer:
             child = self._known(keyed.child)
             if keyed.aead not in child.aeads:
                 raise Refused(f"AEAD {keyed.aead}", reason="the policy does not allow it")
+            if keyed.esn is not child.esn:
+                bits = SequenceNumbers.EXTENDED if keyed.esn else SequenceNumbers.SHORT
+                what = f"{bits} sequence numbers"
+                raise Refused(what, reason="the policy wants them otherwise")
+            nic = self._offloads.nic(child, keyed.aead)
         except Refused:
             key.wipe()
             raise
-        return _Job(keyed, child, outbound_sa(child, keyed.spi, aead=keyed.aead, key=key))
+        sa = outbound_sa(child, keyed.spi, aead=keyed.aead, key=key, nic=nic)
+        return _Job(keyed, child, sa, nic)
 
     def _made_before(self, keyed: Keyed) -> str | None:
         """Law 3: a record may be read again, after a policy came and went too; a key is made once.
@@ -244,25 +275,31 @@ class Installer:
 
     def _switched(self, job: _Job, refused: list[NotInstalled]) -> bool:
         """Pin the new SA in the outbound SPs of a child; all of them or none."""
-        problem = self._pin(job.child, job.keyed.spi)
+        problem = self._put(outbound_sps(job.child, job.keyed.spi, job.sa.offload))
         if problem is None:
             return True
-        self.remove([job.sa.id])
-        refused.append(NotInstalled(job.child.id, problem))
+        self._give_up(job, problem, refused)
         return False
+
+    def _give_up(self, job: _Job, problem: str, refused: list[NotInstalled]) -> None:
+        """SPs do not stand as a new SA needs them: it goes."""
+        self.remove([job.sa.id])
+        if job.nic is not None and job.nic.kind is OffloadKind.PACKET:
+            self._offloads.declined(job.child, job.keyed.aead, job.nic, problem)
+        refused.append(NotInstalled(job.child.id, problem))
 
     def pin_standing(self, child: Child, spi: Spi) -> str:
         """Pin an SA that another program installed for a child: charon. Empty, or why not."""
         try:
-            if self._kernel.sa(outbound_id(child, spi)) is None:
-                return f"SA {spi_hex(spi)} is not in the kernel"
+            sa = self._kernel.sa(outbound_id(child, spi))
         except (Refused, Unavailable) as error:
             return str(error)
-        return self._pin(child, spi) or ""
+        if sa is None:
+            return f"SA {spi_hex(spi)} is not in the kernel"
+        return self._put(outbound_sps(child, spi, sa.offload)) or ""
 
-    def _pin(self, child: Child, spi: Spi) -> str | None:
-        """None, or why the SPs do not pin it."""
-        wanted = outbound_sps(child, spi)
+    def _put(self, wanted: Sequence[Sp]) -> str | None:
+        """None, or why these SPs do not stand."""
         steps: list[Step] = []
         try:
             found = read_sps(self._kernel, [sp.id for sp in wanted])
@@ -279,24 +316,56 @@ class Installer:
 
     def _add(self, jobs: Sequence[_Job], direction: SaDirection) -> list[Refused | None]:
         answers = self._apply([AddSa(job.sa, direction) for job in jobs])
+        self._add_without_nic(jobs, answers, direction)
         for job in jobs:
             if job.sa.key is not None:
                 job.sa.key.wipe()
         return answers
+
+    def _add_without_nic(
+        self, jobs: Sequence[_Job], answers: list[Refused | None], direction: SaDirection
+    ) -> None:
+        """What a NIC took no more, though it took a trial, the CPU does, where the policy leaves it
+        to us. The key was never in the kernel."""
+        for at, (job, answer) in enumerate(zip(jobs, answers, strict=True)):
+            if job.nic is None or answer is None or answer.errno == errno.EEXIST:
+                continue
+            self._offloads.declined(job.child, job.keyed.aead, job.nic, answer.reason)
+            if job.child.offload is OffloadWish.AUTO:
+                (answers[at],) = self._apply([AddSa(_by_cpu(job), direction)])
 
     def _read_back(self, jobs: list[_Job], refused: list[NotInstalled]) -> list[_Job]:
         """The jobs whose SAs the kernel holds as asked (law 5); the others are removed."""
         found = self._read_sas([job.sa.id for job in jobs])
         standing: list[_Job] = []
         for job in jobs:
-            actual = found.get(job.sa.id)
-            if actual is not None and sa_matches(job.sa, actual):
-                standing.append(job)
-                continue
-            self.remove([job.sa.id])
-            reason = f"the kernel does not hold SA {job.sa.id} as asked"
-            refused.append(NotInstalled(job.child.id, reason))
+            stands = self._as_asked(job, found.get(job.sa.id))
+            if stands is None:
+                self._not_as_asked(job, refused)
+            else:
+                standing.append(stands)
         return standing
+
+    def _as_asked(self, job: _Job, actual: Sa | None) -> _Job | None:
+        """The job as the kernel did it; None when that is not what was asked."""
+        if actual is None:
+            return None
+        if sa_matches(job.sa, actual):
+            return job
+        if job.nic is None or job.child.offload is not OffloadWish.AUTO:
+            return None
+        by_cpu = _by_cpu(job)
+        if not sa_matches(by_cpu, actual):
+            return None
+        if job.sa.offload is not None:
+            reason = "it was not given the SAs that it took on trial"
+            self._offloads.declined(job.child, job.keyed.aead, job.nic, reason)
+        return replace(job, sa=by_cpu)
+
+    def _not_as_asked(self, job: _Job, refused: list[NotInstalled]) -> None:
+        self.remove([job.sa.id])
+        reason = f"the kernel does not hold SA {job.sa.id} as asked"
+        refused.append(NotInstalled(job.child.id, reason))
 
     def _read_sas(self, ids: Sequence[SaId]) -> Mapping[SaId, Sa]:
         try:
@@ -350,6 +419,12 @@ class Installer:
         except (Refused, Unavailable):
             pass  # those not asked about are looked at again after a drain
         return [UsageRead(tuple(carried))]
+
+
+def _by_cpu(job: _Job) -> Sa:
+    """A job's SA without its NIC."""
+    make = inbound_sa if job.sa.id.dst == job.child.id.local else outbound_sa
+    return make(job.child, job.keyed.spi, aead=job.keyed.aead, key=job.sa.key)
 
 
 def read_sps(kernel: Kernel, ids: Collection[SpId]) -> Mapping[SpId, Sp]:

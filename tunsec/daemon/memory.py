@@ -1,5 +1,5 @@
 """What outlives the daemon: the policy in force, released and retired flows, newest sequences,
-what charon was given.
+what charon was given, who holds service addresses.
 
 No key and no secret is ever in here. A disk that is full or gone is reported and changes nothing
 that works.
@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from tunsec.daemon.journal import fields
 from tunsec.daemon.scope import Retired
+from tunsec.keying.claims import KnownClaims
 from tunsec.keying.newest import Newest
 from tunsec.model.flow import Kind
 from tunsec.model.guard import GuardedFlow
@@ -28,6 +29,7 @@ POLICY: Final = "policy.yaml"
 FLOWS: Final = "flows.json"
 SEQUENCES: Final = "sequences.json"
 CHARON: Final = "charon.json"
+CLAIMS: Final = "claims.json"
 
 log = logging.getLogger("tunsec.memory")
 
@@ -84,6 +86,22 @@ class Memory:
     def remember_newest(self, newest: Newest) -> None:
         """Keep the newest sequence numbers."""
         self._write(SEQUENCES, newest.encode())
+
+    def claims(self) -> KnownClaims:
+        """The newest claims on service addresses, empty when there are none."""
+        raw = self._read(CLAIMS)
+        if raw is None:
+            return KnownClaims()
+        try:
+            return KnownClaims.decode(raw)
+        except ValueError as error:
+            self._set_aside(CLAIMS, str(error))
+            return KnownClaims()
+
+    def remember_claims(self, known: KnownClaims) -> None:
+        """Keep the newest claims."""
+        if known.claims or known.served or CLAIMS in self._written:
+            self._write(CLAIMS, known.encode())
 
     def policy(self) -> KnownPolicy | None:
         """The last good policy, if one was kept."""

@@ -121,6 +121,7 @@ def _guard(status: Status) -> Iterator[Metric]:
         dropped.add_metric((flow, "clear_out"), drops.clear_out)
         dropped.add_metric((flow, "clear_in"), drops.clear_in)
         dropped.add_metric((flow, "local_injection"), drops.local_injection)
+        dropped.add_metric((flow, "cross_tenant"), drops.cross_tenant)
     yield dropped
 
 

@@ -10,7 +10,13 @@ from tunsec.keying.aead_choice import agree
 from tunsec.keying.chain import Trust
 from tunsec.keying.identity import Identity
 from tunsec.keying.judgement import Grant
-from tunsec.keying.paths import CONFIRMATION_LIMIT, ConfirmationPath, OfferPath, parse_path
+from tunsec.keying.paths import (
+    CONFIRMATION_LIMIT,
+    ClaimPath,
+    ConfirmationPath,
+    OfferPath,
+    parse_path,
+)
 from tunsec.keying.refusals import RecordRefused, RefusalReason, Refusals
 from tunsec.keying.ring import Keyring
 from tunsec.machines.facts import (
@@ -88,6 +94,11 @@ class PostRoom:
         self.refusals = Refusals()
         self.twin = ""
         """Set when another daemon seems to run under this host's name."""
+
+    @property
+    def boot(self) -> Boot:
+        """This life of the daemon."""
+        return self._boot
 
     def set_addresses(self, addresses: frozenset[Address]) -> None:
         """Addresses that the next offer claims."""
@@ -175,6 +186,8 @@ class PostRoom:
                     touched.add(author)
                 case ConfirmationPath():
                     continue  # who is no peer yet will speak again when it hears of us
+                case ClaimPath():
+                    continue  # daemon/vip_desk.py reads these
         for host, record in offers.items():
             if host not in peers and host != self._host:
                 if len(self._strangers) < STRANGERS or host in self._strangers:
@@ -331,6 +344,7 @@ class PostRoom:
                     row.aead,
                     own_offer=row.reader_offer,
                     peer_offer=row.author_offer,
+                    esn=row.esn,
                 )
                 for row in said.receives
             ),
@@ -429,6 +443,7 @@ def _receives(keyed: Keyed) -> Receives:
         aead=keyed.aead,
         author_offer=keyed.own_offer,
         reader_offer=keyed.peer_offer,
+        esn=keyed.esn,
     )
 
 

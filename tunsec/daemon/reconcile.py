@@ -1,17 +1,20 @@
 """Holds the kernel against what it should hold: adoption at start, drift ever after (law 5)."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from tunsec.machines.facts import Adopted, AdoptedSa
 from tunsec.machines.flow import FlowState
 from tunsec.machines.ike_facts import Adopted as IkeAdopted
 from tunsec.machines.ike_facts import KernelSa
+from tunsec.model.aead import Aead
+from tunsec.model.errors import Refused
 from tunsec.model.flow import Child, ChildId, Keying
 from tunsec.model.names import Address, Mark, Reqid, Spi
 from tunsec.model.ownership import BLOCK_PRIORITIES, is_our_sa, is_our_sp
 from tunsec.model.sa import UNLIMITED, Sa, SaDirection, SaId
 from tunsec.model.sp import Sp, SpAction, SpDirection, SpId
+from tunsec.model.underlay import Nic
 from tunsec.plan.image import Image, Wanted, WantedSa, wanted
 from tunsec.plan.sas import inbound_sa, outbound_sa
 from tunsec.policy.desired import Sharing, inbound_sps, outbound_sps
@@ -29,10 +32,27 @@ def held_marks(children: Iterable[Child], sps: Mapping[SpId, Sp]) -> dict[Sharin
     return held
 
 
-def held_reqids(children: Iterable[Child], sps: Mapping[SpId, Sp]) -> dict[ChildId, Reqid]:
-    """Reqids that our SPs in the kernel already give to children."""
+def marked_otherwise(children: Iterable[Child], sas: Mapping[SaId, Sa]) -> frozenset[ChildId]:
+    """Children whose inbound SAs set another mark than their SPs ask for, so that nothing that
+    these SAs decrypt is let in: the policy has other `marks`, or the flow had other tenants."""
+    by_reqid = {child.reqid: child for child in children}
+    return frozenset(
+        child.id
+        for sa in sas.values()
+        if not sa.larval and (child := by_reqid.get(sa.reqid)) is not None
+        if sa.id.dst == child.id.local and sa.output_mark != child.mark
+    )
+
+
+def held_reqids(
+    children: Iterable[Child], sps: Mapping[SpId, Sp], *, moving: Collection[Address] = ()
+) -> dict[ChildId, Reqid]:
+    """Reqids that our SPs in the kernel already give to children; not to those over `moving`
+    addresses, whose SPs do not tell with whom they were: with the holder, or one before it."""
     held: dict[ChildId, Reqid] = {}
     for child in children:
+        if child.id.local in moving or child.id.remote in moving:
+            continue
         for sp in inbound_sps(child):
             actual = sps.get(sp.id)
             if actual is not None and actual.templates and is_our_sp(actual):
@@ -78,10 +98,10 @@ def adopt(children: Mapping[ChildId, Child], have: Image) -> Adoption:
         elif sa.aead is None:
             useless.append(sa.id)
         elif _runs(sa, child, inbound=True):
-            entry = AdoptedSa(child.id, sa.id.spi, sa.aead)
+            entry = AdoptedSa(child.id, sa.id.spi, sa.aead, sa.replay.esn)
             inbound.setdefault(child.id.peer, []).append(entry)
         elif _runs(sa, child, inbound=False) and pinned[child.id] == sa.id.spi:
-            entry = AdoptedSa(child.id, sa.id.spi, sa.aead)
+            entry = AdoptedSa(child.id, sa.id.spi, sa.aead, sa.replay.esn)
             outbound.setdefault(child.id.peer, []).append(entry)
         else:
             useless.append(sa.id)
@@ -150,19 +170,29 @@ class IkeHolding:
 
 
 def want(
-    flows: Iterable[FlowState], blocks: Iterable[Sp], ike: Iterable[IkeHolding] = ()
+    flows: Iterable[FlowState],
+    blocks: Iterable[Sp],
+    ike: Iterable[IkeHolding] = (),
+    *,
+    have: Image,
 ) -> Wanted:
-    """What the kernel must hold of ours, by the machines' word.
+    """What the kernel must hold of ours, by the machines' word; SPs as offloaded as the SAs that
+    they let through are in `have`.
 
     SAs carry no keys: one that is gone can only be replaced (law 3). What charon makes is neither
     wanted here nor extra (`without_charons`).
     """
     sas: list[WantedSa] = []
     sps: list[Sp] = list(blocks)
+    carriers = {
+        sa.reqid: sa.offload
+        for sa in have.sas.values()
+        if sa.offload is not None and sa.offload.inbound
+    }
     for holding in ike:
-        sps += inbound_sps(holding.child)
+        sps += inbound_sps(holding.child, carriers.get(holding.child.reqid))
         if holding.pinned is not None:
-            sps += outbound_sps(holding.child, holding.pinned)
+            sps += _pinning(holding.child, holding.pinned, have)
     for flow in flows:
         child = flow.child
         sas += [
@@ -173,11 +203,16 @@ def want(
             WantedSa(outbound_sa(child, sa.spi, aead=sa.aead, key=None), SaDirection.OUTBOUND)
             for sa in flow.outbound
         ]
-        sps += inbound_sps(child)
+        sps += inbound_sps(child, carriers.get(child.reqid))
         active = flow.active_outbound
         if active is not None:
-            sps += outbound_sps(child, active.spi)
+            sps += _pinning(child, active.spi, have)
     return wanted(sas, sps)
+
+
+def _pinning(child: Child, spi: Spi, have: Image) -> tuple[Sp, ...]:
+    sa = have.sas.get(SaId(child.id.remote, spi))
+    return outbound_sps(child, spi, None if sa is None else sa.offload)
 
 
 def without_charons(have: Image, want: Wanted, ike: Iterable[IkeHolding]) -> Image:
@@ -192,7 +227,8 @@ def without_charons(have: Image, want: Wanted, ike: Iterable[IkeHolding]) -> Ima
 
 
 def settled(want: Wanted, have: Image) -> Wanted:
-    """`want` with the lifetimes and window that each SA was given when it was installed.
+    """`want` with the lifetimes, replay protection and NIC that each SA was given when it was
+    installed.
 
     A policy that changes them changes the SAs to come; the ones in use are no drift.
     """
@@ -204,9 +240,12 @@ def settled(want: Wanted, have: Image) -> Wanted:
                 sa=replace(
                     wanted_sa.sa,
                     lifetimes=actual.lifetimes if actual is not None else UNLIMITED,
-                    replay=replace(wanted_sa.sa.replay, window=actual.replay.window)
+                    replay=replace(
+                        wanted_sa.sa.replay, window=actual.replay.window, esn=actual.replay.esn
+                    )
                     if actual is not None
                     else wanted_sa.sa.replay,
+                    offload=actual.offload if actual is not None else None,
                 ),
             )
             for sa_id, wanted_sa in want.sas.items()
@@ -281,3 +320,28 @@ def _overlap(one: Sp, other: Sp) -> bool:
 
 def _meet(one: object, other: object) -> bool:
     return bool(one.overlaps(other))  # type: ignore[attr-defined]
+
+
+def outgrown(
+    flows: Iterable[FlowState], have: Mapping[SaId, Sa], nic: Callable[[Child, Aead], Nic | None]
+) -> Iterator[tuple[SaId, str]]:
+    """SAs in use that would be made otherwise now, and how: by another NIC, or by none.
+
+    Where nothing does the work as the policy wishes, what is there is not replaced.
+    """
+    for flow in flows:
+        inbound, outbound = flow.newest_inbound, flow.active_outbound
+        for dst, slot in ((flow.child.id.local, inbound), (flow.child.id.remote, outbound)):
+            sa = None if slot is None else have.get(SaId(dst, slot.spi))
+            if flow.taken or slot is None or sa is None:
+                continue
+            try:
+                now = nic(flow.child, slot.aead)
+            except Refused:
+                continue
+            is_carried = None if sa.offload is None else (sa.offload.kind, sa.offload.ifindex)
+            if is_carried != (None if now is None else (now.kind, now.ifindex)):
+                by = "the CPU" if now is None else f"{now.name} ({now.kind})"
+                yield sa.id, f"{flow.child.id} goes by {by} now"
+            elif sa.replay.esn is not flow.child.esn:
+                yield sa.id, f"{flow.child.id} has other sequence numbers now"

@@ -1,21 +1,26 @@
 """How things stand, for the control API: read off the machines and the kernel."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import tunsec
+from tunsec.daemon import vip_desk
 from tunsec.daemon.engine import Engine
 from tunsec.daemon.install import inbound_id, outbound_id
+from tunsec.daemon.offload import carried
+from tunsec.daemon.report_child import child_status, unmet_offload
 from tunsec.daemon.report_ike import ike_flow_statuses, moving_to_ike
 from tunsec.daemon.tally import Tally
-from tunsec.machines.flow import PROTECTED, FlowState, Phase
+from tunsec.machines.flow import FlowState, Phase
 from tunsec.machines.pair import PairState, blocked_reason
 from tunsec.model.clock import Instant
 from tunsec.model.errors import TunsecError
-from tunsec.model.flow import Keying, Mode
+from tunsec.model.flow import Keying, Kind, Mode
 from tunsec.model.names import spi_hex
-from tunsec.model.sa import Sa, SaId
+from tunsec.model.sa import OffloadKind, Sa, SaId
 from tunsec.plan import devices as overlays
+from tunsec.plan.image import Image
+from tunsec.plan.rdma import roce_warnings
 from tunsec.ports import GuardTable, Kernel, Links, OverlayDevice
 from tunsec.wire.control import (
     DirectoryStatus,
@@ -24,6 +29,7 @@ from tunsec.wire.control import (
     FlowStatus,
     GuardStatus,
     PolicyStatus,
+    ServiceStatus,
     Status,
 )
 
@@ -51,26 +57,27 @@ def status(
 ) -> Status:
     """Everything `tunsec status` shows. A part that cannot be read becomes a warning."""
     warnings = [*around.warnings, *engine.troubles.lines(), *_twin(engine)]
-    sas: Mapping[SaId, Sa] = {}
+    have = Image()
     drops: Mapping[str, FlowDrops] = {}
     try:
-        sas = kernel.sas()
+        have = _image(kernel)
         drops = {
-            flow: FlowDrops(one.clear_out, one.clear_in, one.local_injection)
+            flow: FlowDrops(one.clear_out, one.clear_in, one.local_injection, one.cross_tenant)
             for flow, one in guard.drops().items()
         }
         devices = links.overlay_devices()
         scope = engine.scope
-        warnings += mtu_warnings(engine, devices)
-        warnings += overlays.uncovered_devices(scope.guarded, scope.children, devices)
+        warnings += device_warnings(engine, links, devices)
+        warnings += overlays.uncovered_devices(scope.guarded, scope.declared, devices)
     except TunsecError as error:
         warnings.append(str(error))
+    warnings += vip_desk.warnings(engine.vips.standings())
     counters = engine.counters
     return Status(
         host=engine.host,
         version=tunsec.__version__,
         uptime=now - around.started_at,
-        flows=flow_statuses(engine, sas=sas, now=now),
+        flows=flow_statuses(engine, have=have, now=now),
         policy=around.policy,
         directory=DirectoryStatus(
             url=around.directory_url,
@@ -88,19 +95,41 @@ def status(
             counters.overruns,
         ),
         warnings=tuple(warnings),
+        services=tuple(_service_status(one) for one in engine.vips.standings()),
     )
 
 
-def flow_statuses(
-    engine: Engine, *, sas: Mapping[SaId, Sa], now: Instant
-) -> tuple[FlowStatus, ...]:
+def _service_status(one: vip_desk.Standing) -> ServiceStatus:
+    claim = one.claim
+    holder = claim.owner if claim is not None and claim.held else None
+    seen = "HELD" if holder else "FREE"
+    return ServiceStatus(
+        service=one.service.name,
+        addresses=tuple(map(str, one.service.addresses)),
+        owners=one.service.owners,
+        holder=holder,
+        token=0 if claim is None else claim.token,
+        state=seen if one.own is None else one.own.phase,
+        here=one.here,
+    )
+
+
+def _image(kernel: Kernel) -> Image:
+    """What the kernel holds; SPs only where they tell whether a NIC carries a flow."""
+    sas = kernel.sas()
+    kinds = {sa.offload.kind for sa in sas.values() if sa.offload is not None}
+    return Image(sas, kernel.sps() if OffloadKind.PACKET in kinds else {})
+
+
+def flow_statuses(engine: Engine, *, have: Image, now: Instant) -> tuple[FlowStatus, ...]:
     """Every relation, with the counters of the SAs that are given, and what was dropped."""
     flows = [
-        _flow_status(engine, state, flow, sas=sas, now=now)
+        _flow_status(engine, state, flow, have=have, now=now)
         for state, flow in engine.flows()
         if not flow.taken and not engine.pinned_by_ike(flow.child.id)
     ]
-    flows += ike_flow_statuses(engine, sas=sas, now=now)
+    flows += ike_flow_statuses(engine, have=have, now=now)
+    flows += _unable(engine)
     flows.sort(key=lambda one: (one.flow, one.tenant or "", one.local, one.peer, one.remote))
     return (*flows, *_retired(engine), *_released(engine))
 
@@ -110,33 +139,27 @@ def _flow_status(
     state: PairState,
     flow: FlowState,
     *,
-    sas: Mapping[SaId, Sa],
+    have: Image,
     now: Instant,
 ) -> FlowStatus:
     child = flow.child
     inbound, outbound = flow.newest_inbound, flow.active_outbound
+    spi_in = inbound.spi if inbound else None
+    spi_out = outbound.spi if outbound else None
     tally = engine.tallies.get(child.id, Tally())
-    for sa in _installed(flow, sas):
+    for sa in _installed(flow, have.sas):
         tally = tally.plus(sa, inbound=sa.id.dst == child.id.local)
     since = engine.active_since.get(child.id)
     rollover = engine.offers.rollover_at
-    return FlowStatus(
-        flow=child.id.flow,
-        kind=child.kind,
-        peer=child.id.peer,
-        tenant=child.id.tenant,
-        mode=Mode.ESP,
-        keying=Keying.DIRECTORY,
-        local=str(child.id.local),
-        remote=str(child.id.remote),
-        state=flow.phase,
-        reason=engine.troubles.guard
-        or blocked_reason(state, flow)
-        or engine.gates.closed_reason(child.id),
-        protected=flow.phase in PROTECTED,
-        spi_in=spi_hex(inbound.spi) if inbound else None,
-        spi_out=spi_hex(outbound.spi) if outbound else None,
+    reason = (
+        engine.troubles.guard or blocked_reason(state, flow) or engine.gates.closed_reason(child.id)
+    )
+    return replace(
+        child_status(child, Keying.DIRECTORY, flow.phase, reason),
+        spi_in=None if spi_in is None else spi_hex(spi_in),
+        spi_out=None if spi_out is None else spi_hex(spi_out),
         aead=outbound.aead if outbound else None,
+        offload=carried(child, spi_in, spi_out, have),
         age=None if since is None else max(0.0, now - since),
         next_rollover=None if rollover is None else max(0.0, rollover - now),
         rekeys=flow.rekeys,
@@ -145,7 +168,7 @@ def _flow_status(
         in_packets=tally.in_packets,
         out_packets=tally.out_packets,
         drops=tally.drops,
-        warnings=moving_to_ike(engine, child, now),
+        warnings=(*moving_to_ike(engine, child, now), *unmet_offload(engine, child, flow.phase)),
     )
 
 
@@ -155,6 +178,12 @@ def _installed(flow: FlowState, sas: Mapping[SaId, Sa]) -> Iterator[Sa]:
     for sa_id in ids:
         if sa_id in sas:
             yield sas[sa_id]
+
+
+def _unable(engine: Engine) -> Iterator[FlowStatus]:
+    """Relations that nothing here can protect: nothing is keyed for them."""
+    for child, reason in engine.scope.unable:
+        yield child_status(child, child.keying, Phase.BLOCKED, reason)
 
 
 def _retired(engine: Engine) -> Iterator[FlowStatus]:
@@ -201,6 +230,17 @@ def _twin(engine: Engine) -> list[str]:
     return [engine.post.twin] if engine.post.twin else []
 
 
-def mtu_warnings(engine: Engine, devices: tuple[OverlayDevice, ...]) -> tuple[str, ...]:
-    """Devices of protected flows whose full-size packets do not fit with ESP."""
-    return overlays.mtu_warnings(engine.scope.guarded, devices)
+def device_warnings(
+    engine: Engine, links: Links, devices: tuple[OverlayDevice, ...]
+) -> tuple[str, ...]:
+    """Devices and RoCE flows that lose packets: too large for ESP, or flooded to a group; raises
+    TunsecError."""
+    guarded = engine.scope.guarded
+    ways = {peer: links.underlay_mtu(peer) for peer in overlays.ways_wanted(guarded, devices)}
+    roce = [child for child in engine.scope.children if child.kind is Kind.ROCEV2]
+    underlay = {child.id.remote: links.underlay_mtu(child.id.remote) for child in roce}
+    return (
+        *overlays.mtu_warnings(guarded, devices, ways),
+        *overlays.group_warnings(guarded, devices),
+        *roce_warnings(roce, underlay),
+    )

@@ -1,29 +1,31 @@
 """How flows that IKE keys stand: off their machines, the kernel and what charon last told."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from tunsec.daemon.engine import Engine
 from tunsec.daemon.ike_desk import Connection
 from tunsec.daemon.install import inbound_id, outbound_id
+from tunsec.daemon.offload import carried
+from tunsec.daemon.report_child import child_status, unmet_offload
 from tunsec.daemon.tally import Tally
 from tunsec.machines import pair
 from tunsec.machines.flow import PROTECTED
 from tunsec.machines.ike_flow import IkeFlow
 from tunsec.machines.ike_peer import blocked_reason, trouble
 from tunsec.model.clock import Instant
-from tunsec.model.flow import Child, Keying, Mode
+from tunsec.model.flow import Child, Keying
 from tunsec.model.names import spi_hex
 from tunsec.model.sa import Sa, SaId
+from tunsec.plan.image import Image
 from tunsec.wire.control import ChildSaStatus, FlowStatus, IkeStatus
 
 
-def ike_flow_statuses(
-    engine: Engine, *, sas: Mapping[SaId, Sa], now: Instant
-) -> Iterator[FlowStatus]:
+def ike_flow_statuses(engine: Engine, *, have: Image, now: Instant) -> Iterator[FlowStatus]:
     """Every relation that IKE carries, with the counters of the SAs that are given."""
     for connection, flow in engine.ike.flows():
         if not flow.taken and not (flow.pinned is None and engine.is_moving(flow.child.id)):
-            yield _flow_status(engine, connection, flow, sas=sas, now=now)
+            yield _flow_status(engine, connection, flow, have=have, now=now)
 
 
 def _flow_status(
@@ -31,36 +33,31 @@ def _flow_status(
     connection: Connection,
     flow: IkeFlow,
     *,
-    sas: Mapping[SaId, Sa],
+    have: Image,
     now: Instant,
 ) -> FlowStatus:
     child = flow.child
     phase = flow.phase(now)
     active = flow.active
     tally = engine.tallies.get(child.id, Tally())
-    for sa in _installed(flow, sas):
+    for sa in _installed(flow, have.sas):
         tally = tally.plus(sa, inbound=sa.id.dst == child.id.local)
     inbound = next((one.spi_in for one in reversed(flow.held) if not one.own), None)
     if inbound is None:
         inbound = active.spi_in if active is not None else None
     stands_in_the_way = trouble(connection.state, flow)
-    return FlowStatus(
-        flow=child.id.flow,
-        kind=child.kind,
-        peer=child.id.peer,
-        tenant=child.id.tenant,
-        mode=Mode.ESP,
-        keying=Keying.IKE,
-        local=str(child.id.local),
-        remote=str(child.id.remote),
-        state=phase,
-        reason=engine.troubles.guard
+    reason = (
+        engine.troubles.guard
+        or (engine.offloads.refusal(child) if phase not in PROTECTED else "")
         or blocked_reason(connection.state, flow, now)
-        or engine.gates.closed_reason(child.id),
-        protected=phase in PROTECTED,
+        or engine.gates.closed_reason(child.id)
+    )
+    return replace(
+        child_status(child, Keying.IKE, phase, reason),
         spi_in=None if inbound is None else spi_hex(inbound),
         spi_out=None if flow.pinned is None else spi_hex(flow.pinned),
         aead=active.aead if active is not None else None,
+        offload=carried(child, inbound, flow.pinned, have),
         age=None if active is None else max(0.0, now - active.since),
         next_rollover=None if flow.rekey_at is None else max(0.0, flow.rekey_at - now),
         rekeys=flow.rekeys,
@@ -72,6 +69,7 @@ def _flow_status(
         warnings=(
             *((stands_in_the_way,) if stands_in_the_way and phase in PROTECTED else ()),
             *_moving_to_directory(engine, child),
+            *unmet_offload(engine, child, phase),
         ),
         ike=_ike_status(connection, flow, stands_in_the_way, now),
     )

@@ -1,21 +1,23 @@
 """What this daemon answers for: the policy's part for this host, less what was released, plus what
 the policy dropped and nobody has released yet."""
 
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from tunsec.daemon.reconcile import retired_blocks
 from tunsec.keying.judgement import Grant
 from tunsec.machines.offer import RolloverRule
 from tunsec.model.clock import Seconds
-from tunsec.model.flow import Child, ChildId, Keying
-from tunsec.model.guard import Guard, GuardedFlow, TunnelDevice
+from tunsec.model.flow import Child, ChildId, Keying, Kind
+from tunsec.model.guard import Guard, GuardedFlow, TunnelDevice, VniMarks
 from tunsec.model.names import Address, FlowName, HostName, Mark
+from tunsec.model.overlay import LookupFault
 from tunsec.model.sp import Sp, SpId
 from tunsec.plan.image import Image
-from tunsec.policy.desired import NOTHING_HELD, Desired, Held, desired
-from tunsec.policy.intent import Intent
+from tunsec.policy.desired import NOBODY, NOTHING_HELD, Desired, Held, Holders, desired
+from tunsec.policy.intent import Intent, ServiceAddress
+from tunsec.policy.kinds import ON_WIRE
 from tunsec.ports import OverlayDevice
 
 OFFER_LIFETIME = Seconds(2 * 3600.0)
@@ -37,7 +39,9 @@ class Retired:
 
 @dataclass(frozen=True)
 class Scope:
-    """One host's responsibilities. `held` are the numbers that children already have."""
+    """One host's responsibilities. `held` are the numbers that children already have, `holders`
+    the hosts that hold service addresses, `faults` what this kernel cannot protect: its children
+    stay blocked."""
 
     host: HostName
     intent: Intent | None = None
@@ -45,6 +49,11 @@ class Scope:
     released: frozenset[FlowName] = frozenset()
     retired: tuple[Retired, ...] = ()
     held: Held = NOTHING_HELD
+    holders: Holders = field(default_factory=lambda: NOBODY)
+    bypassed: Mapping[ChildId, str] = field(default_factory=dict)
+    """Children that a device would carry past the kernel, and why: they stay blocked."""
+    faults: tuple[LookupFault, ...] = ()
+    """What this kernel does not do for tunnels of a kind and IP version: they stay blocked."""
 
     @classmethod
     def empty(cls, host: HostName) -> "Scope":
@@ -63,12 +72,28 @@ class Scope:
     def _desired(self) -> Desired | None:
         if self.managed is None:
             return None
-        return desired(self.managed, self.host, held=self.held)
+        return desired(self.managed, self.host, held=self.held, holders=self.holders)
 
-    @property
+    @cached_property
     def children(self) -> tuple[Child, ...]:
         """Protected relations of this host."""
+        return tuple(child for child in self.declared if not self._why_unable(child))
+
+    @property
+    def unable(self) -> tuple[tuple[Child, str], ...]:
+        """Relations of the policy that nothing here can protect, and why: they stay blocked."""
+        found = ((child, self._why_unable(child)) for child in self.declared)
+        return tuple((child, reason) for child, reason in found if reason)
+
+    @property
+    def declared(self) -> tuple[Child, ...]:
+        """All relations of this host, with those that cannot be protected."""
         return self._desired.children if self._desired else ()
+
+    def _why_unable(self, child: Child) -> str:
+        what = (child.kind, child.id.local.version)
+        faults = [one.reason for one in self.faults if (one.kind, one.version) == what]
+        return self.bypassed.get(child.id) or next(iter(faults), "")
 
     @cached_property
     def blocks(self) -> tuple[Sp, ...]:
@@ -96,13 +121,14 @@ class Scope:
         ports = {(flow.kind, port) for flow in self.guarded for port in flow.ports}
         return Guard(
             self.guarded,
-            tuple(
-                TunnelDevice(device.name, device.ifindex, device.kind, device.port, device.vni)
-                for device in devices
-                if (device.kind, device.port) in ports
-            ),
+            tuple(_tunnel(device) for device in devices if (device.kind, device.port) in ports),
             self.tunnel_mark,
         )
+
+    def vni_marks(self, devices: Iterable[OverlayDevice]) -> tuple[VniMarks, ...]:
+        """What packets of each `external` device bear by their VNIs, nothing for most of them."""
+        guard = self.guard(())
+        return tuple(guard.vni_marks(_tunnel(device)) for device in devices if device.external)
 
     @property
     def tunnel_mark(self) -> Mark:
@@ -122,8 +148,31 @@ class Scope:
         if self.intent is None:
             return {}
         return {
-            host.name: Grant(host.identity, frozenset(host.addresses)) for host in self.intent.hosts
+            host.name: Grant(
+                host.identity,
+                frozenset(host.addresses).union(
+                    *(
+                        one.addresses
+                        for one in self.intent.service_addresses
+                        if host.name in one.owners
+                    )
+                ),
+            )
+            for host in self.intent.hosts
         }
+
+    @property
+    def services(self) -> tuple[ServiceAddress, ...]:
+        """Service addresses of the flows in which this host takes part."""
+        if self.managed is None:
+            return ()
+        names = {
+            name
+            for flow in self.managed.flows
+            if self.host in flow.hosts
+            for name in flow.service_addresses
+        }
+        return tuple(one for one in self.managed.service_addresses if one.name in names)
 
     @property
     def rollover(self) -> RolloverRule | None:
@@ -147,6 +196,14 @@ class Scope:
         """The same, with children keeping the numbers they have in the kernel."""
         return replace(self, held=held)
 
+    def with_holders(self, holders: Holders) -> "Scope":
+        """The same, with service addresses where they are now."""
+        return replace(self, holders=holders)
+
+    def with_bypassed(self, bypassed: Mapping[ChildId, str]) -> "Scope":
+        """The same, without children that no SA of the kernel's can protect."""
+        return replace(self, bypassed=bypassed)
+
     def with_policy(self, intent: Intent, source: str, *, keep_released: bool = False) -> "Scope":
         """The next policy.
 
@@ -154,7 +211,7 @@ class Scope:
         another port or fewer peers: nothing opens because a line was changed. `keep_released`
         leaves flows released that are declared as they were; else all are managed again.
         """
-        then = Scope(self.host, intent, source)
+        then = Scope(self.host, intent, source, holders=self.holders, faults=self.faults)
         if keep_released and self.intent is not None:
             same = set(self.intent.flows) & set(intent.flows)
             still = self.released & {flow.name for flow in same}
@@ -184,6 +241,16 @@ class Scope:
             released=self.released | (gone & managed),
             retired=tuple(one for one in self.retired if one.flow not in gone),
         )
+
+    def with_faults(self, faults: Iterable[LookupFault]) -> "Scope":
+        """The same on a kernel with these faults."""
+        return replace(self, faults=tuple(faults))
+
+    @property
+    def tunnels(self) -> tuple[tuple[Kind, int], ...]:
+        """Kinds of tunnel devices that the policy protects, with IP versions of the underlay."""
+        used = {(child.kind, child.id.local.version) for child in self.declared}
+        return tuple(sorted(one for one in used if ON_WIRE[one[0]].has_networks))
 
     @property
     def released_here(self) -> tuple[GuardedFlow, ...]:
@@ -216,6 +283,10 @@ class Scope:
             )
             for guarded in self._desired.guarded
         )
+
+
+def _tunnel(device: OverlayDevice) -> TunnelDevice:
+    return TunnelDevice(device.name, device.ifindex, device.kind, device.port, device.vni)
 
 
 def _port_of(sp: Sp) -> tuple[object, ...]:

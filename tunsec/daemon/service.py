@@ -20,16 +20,20 @@ from tunsec.adapters.links import HostLinks, LinkMonitor
 from tunsec.adapters.namespace_lock import claim_namespace
 from tunsec.adapters.nft import GuardMonitor, NftGuard
 from tunsec.adapters.psk_file import read_psk
+from tunsec.adapters.rdma import HostRdma
 from tunsec.adapters.sockets import SocketEvents, Sockets
 from tunsec.adapters.syn_queue import SynQueue
 from tunsec.adapters.system import SystemClock, SystemEntropy
 from tunsec.adapters.systemd import Notifier
+from tunsec.adapters.tc import TcMarks, TcMonitor
+from tunsec.adapters.tunnel_lookup import lookup_faults
 from tunsec.adapters.xfrm import XfrmEvents, XfrmKernel
 from tunsec.daemon import report
 from tunsec.daemon.charon_link import CharonLink
 from tunsec.daemon.control import Access, ControlServer
 from tunsec.daemon.drift import Drift
 from tunsec.daemon.engine import Engine, Ports
+from tunsec.daemon.explain import explain
 from tunsec.daemon.guarding import Guarding
 from tunsec.daemon.health import Counters, Troubles
 from tunsec.daemon.ike_credentials import ike_credentials
@@ -38,13 +42,16 @@ from tunsec.daemon.memory import KnownFlows, KnownPolicy, Memory, text_hash
 from tunsec.daemon.post import PostRoom
 from tunsec.daemon.scope import Scope
 from tunsec.daemon.settings import Settings
+from tunsec.keying.claims import ClaimBook
 from tunsec.keying.ring import Keyring
 from tunsec.model.clock import Deadline, Seconds
 from tunsec.model.errors import PolicyError, Problem, Refused, Unavailable
+from tunsec.model.event import EventsLost, LinkChanged
 from tunsec.model.names import Boot, FlowName
 from tunsec.model.secret import Secret
 from tunsec.plan.diff import Plan
 from tunsec.plan.ike_connection import IkeSetup
+from tunsec.plan.image import Image
 from tunsec.policy.document import MAX_BYTES
 from tunsec.policy.intent import Intent, parse_policy
 from tunsec.policy.values import Ppk
@@ -58,6 +65,7 @@ from tunsec.wire.control import (
     ReleaseReport,
     Status,
 )
+from tunsec.wire.control_explain import ExplainBody, Explanation
 
 LONGEST_SLEEP: Final = Seconds(60.0)
 """The loop's clock stands still in suspend, the machines' does not."""
@@ -82,7 +90,8 @@ class Service:
         self._policy_status = PolicyStatus("", "", 0.0)
         self._policy_since = self._started_at
         self._directory_trouble = ""
-        self._mtu_warnings: frozenset[str] = frozenset()
+        self._untried = ""
+        self._device_warnings: frozenset[str] = frozenset()
         self._listeners: list[asyncio.Future[None]] = []
         self._timer: asyncio.TimerHandle | None = None
         self._armed: Deadline | None = None
@@ -93,6 +102,7 @@ class Service:
         self._hangup_task: asyncio.Task[None] | None = None
         self._kernel: XfrmKernel
         self._guard: NftGuard
+        self._marks = TcMarks()
         self._links: HostLinks
         self._syns: SynQueue
         self._gate_trouble = ""
@@ -117,6 +127,7 @@ class Service:
             intent, known = self._first_policy()
             scope = self._first_scope(intent, known)
             self._close_first(scope)
+            scope = self._tried(scope)
             self._directory = FileDirectory(
                 parse_directory_url(self._settings.directory), self._settings.host
             )
@@ -125,13 +136,13 @@ class Service:
             self._build(scope)
             xfrm = XfrmEvents(ours=[self._kernel.tag])
             self._cleanup.callback(xfrm.close)
-            guard, links = GuardMonitor(), LinkMonitor()
-            self._cleanup.callback(guard.close)
-            self._cleanup.callback(links.close)
+            guard, marks, links = GuardMonitor(), TcMonitor(), LinkMonitor()
+            for monitor in (guard, marks, links):
+                self._cleanup.callback(monitor.close)
             self.engine.start(scope)
             self._accept(known, intent, scope)
             self._give_credentials()
-            self._check_mtus()
+            self._check_devices()
             self._open_gates()
             access = Access.of_group(anyone_reads=self._settings.anyone_reads)
             control = self._cleanup.enter_context(
@@ -139,6 +150,7 @@ class Service:
             )
             self._watch(xfrm.fileno(), lambda: self._on_xfrm(xfrm))
             self._watch(guard.fileno(), lambda: self._on_guard(guard))
+            self._watch(marks.fileno(), lambda: self._on_guard(marks))
             self._watch(links.fileno(), lambda: self._on_links(links))
             await self._serve(control)
 
@@ -175,6 +187,7 @@ class Service:
     def _stop(self) -> None:
         self.engine.close()
         self._memory.remember_newest(self._ring.newest())
+        self._memory.remember_claims(self.engine.vips.remember())
         self._ring.wipe()
         log.info("stopped: the kernel stays as it is, protected")
 
@@ -277,8 +290,26 @@ class Service:
         finally:
             self._guard = NftGuard(boot_file=self._settings.state / "guard.nft")
             Guarding(
-                table=self._guard, links=self._links, counters=counters, troubles=troubles
+                table=self._guard,
+                marks=self._marks,
+                links=self._links,
+                counters=counters,
+                troubles=troubles,
             ).put(scope)
+
+    def _tried(self, scope: Scope) -> Scope:
+        """The same with what this kernel cannot protect. What cannot be tried is told and goes on:
+        if it is not protected, the guard drops it."""
+        try:
+            faults = lookup_faults(self._settings.run, self._kernel, self._links, scope.tunnels)
+        except Unavailable as error:
+            log.warning("not tried", extra=fields({"error": error}))
+            self._untried = str(error)
+            return scope
+        self._untried = ""
+        for fault in faults:
+            log.error("not protected by this kernel", extra=fields({"reason": fault.reason}))
+        return scope.with_faults(faults)
 
     def _build(self, scope: Scope) -> None:
         entropy = SystemEntropy()
@@ -311,12 +342,15 @@ class Service:
         self._cleanup.callback(self._charon.close)
         self._syns = SynQueue()
         self._cleanup.callback(self._syns.close)
+        known = self._memory.claims()
         self.engine = Engine(
             host=self._settings.host,
             ports=Ports(
                 self._kernel,
                 self._guard,
+                self._marks,
                 self._links,
+                HostRdma(),
                 self._directory,
                 self._clock,
                 entropy,
@@ -325,6 +359,10 @@ class Service:
                 self._syns,
             ),
             post=post,
+            claims=ClaimBook(
+                self._identity.identity, self._identity.trust(), owners={}, known=known
+            ),
+            served=known.served,
             changed=self._on_changed,
         )
         self._directory.on_records(self._on_records)
@@ -425,22 +463,26 @@ class Service:
         facts = events.read()
         self.engine.on_kernel_events((fact, False) for fact in facts)
 
-    def _on_guard(self, monitor: GuardMonitor) -> None:
+    def _on_guard(self, monitor: GuardMonitor | TcMonitor) -> None:
         if monitor.read():
             self.engine.on_guard_changed()
             self._rearm()
 
     def _on_links(self, monitor: LinkMonitor) -> None:
-        if monitor.read():
-            self.engine.on_links_changed()
-            self._check_mtus()
+        events = monitor.read()
+        if events:
+            lost = any(isinstance(event, EventsLost) for event in events)
+            changed = {event.ifindex for event in events if isinstance(event, LinkChanged)}
+            self.engine.on_links_changed(None if lost else changed)
+            self._check_devices()
 
-    def _check_mtus(self) -> None:
-        """Log what status shows too: devices whose full-size packets do not fit with ESP."""
-        found = frozenset(report.mtu_warnings(self.engine, self._links.overlay_devices()))
-        for warning in sorted(found - self._mtu_warnings):
+    def _check_devices(self) -> None:
+        """Log what status shows too: devices of protected flows that lose packets."""
+        devices = self._links.overlay_devices()
+        found = frozenset(report.device_warnings(self.engine, self._links, devices))
+        for warning in sorted(found - self._device_warnings):
             log.warning(warning)
-        self._mtu_warnings = found
+        self._device_warnings = found
 
     def _on_records(self, records: list[Record], _removed: list[str]) -> None:
         self._guarded(lambda: self.engine.on_records(records))
@@ -456,6 +498,8 @@ class Service:
     def _on_changed(self) -> None:
         """The engine has acted: wake who waits, set the timer, write down what must last."""
         self._rearm()
+        # At once, for a token that was seen must not be forgotten; it seldom changes.
+        self._memory.remember_claims(self.engine.vips.remember())
         if self._ike_in_use is not self.engine.uses_ike:
             # The last flow has moved, or charon made something for it too late. Not now: whoever
             # changes the policy or the identity is not done with it.
@@ -501,11 +545,13 @@ class Service:
         age = self._clock.now() - self._policy_since
         soon = self._identity.warnings_at(self._clock.wall())
         warnings = [str(problem) for problem in soon]
-        warnings += [
-            text
-            for text in (self._memory.trouble, self._guard.boot_trouble, self._gate_trouble)
-            if text
-        ]
+        more = (
+            self._memory.trouble,
+            self._guard.boot_trouble,
+            self._untried,
+            self._gate_trouble,
+        )
+        warnings += [text for text in more if text]
         return report.status(
             self.engine,
             report.Surroundings(
@@ -524,7 +570,19 @@ class Service:
 
     def flows(self) -> tuple[FlowStatus, ...]:
         """How flows stand, without asking the kernel."""
-        return report.flow_statuses(self.engine, sas={}, now=self._clock.now())
+        return report.flow_statuses(self.engine, have=Image(), now=self._clock.now())
+
+    async def explain(self, body: ExplainBody) -> Explanation:
+        """Which rule covers what is asked, and what the kernel does with it now."""
+        return explain(
+            self.engine,
+            body,
+            kernel=self._kernel,
+            guard=self._guard,
+            links=self._links,
+            now=self._clock.now(),
+            wall=self._clock.wall(),
+        )
 
     async def plan(self, policy: PolicyBody | None) -> PlanReport:
         """What applying a policy would change; None: what the policy in force still wants."""
@@ -557,7 +615,7 @@ class Service:
             raise
         before = self.engine.scope
         scope = before.with_policy(intent, policy.source, keep_released=keep_released)
-        self.engine.change_scope(scope)
+        self.engine.change_scope(self._tried(scope))
         scope = self.engine.scope
         self.engine.renew_identity(loaded.identity, loaded.trust())
         # Who was revoked must not stay on the proof of before.

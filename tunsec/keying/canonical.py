@@ -126,6 +126,13 @@ class Fields:
             return None
         return self.text(name)
 
+    def flag(self, name: str) -> bool:
+        """True or false."""
+        value = self._take(name)
+        if not isinstance(value, bool):
+            raise ValueError(f"{self._where}.{name} is neither true nor false")
+        return value
+
     def number(self, name: str, *, low: int = 0, high: int = MAX_INT) -> int:
         """An integer in `low`..`high`."""
         value = self._take(name)

@@ -1,6 +1,6 @@
-"""Offers and confirmations as bytes: canonical JSON bodies in signed or authenticated envelopes.
+"""Offers, claims and confirmations as bytes: canonical JSON in signed or authenticated envelopes.
 
-An envelope is canonical JSON too: `{"body", "chain", "signature", "type"}` for an offer and
+An envelope is canonical JSON too: `{"body", "chain", "signature", "type"}` for offers and claims,
 `{"body", "mac", "type"}` for a confirmation; `body` is base64 of the exact bytes that were signed,
 `chain` a list of base64 DER certificates, the leaf first. What is signed is prefixed with a name of
 its kind, so that no signature or MAC can be passed off as one of another kind.
@@ -21,7 +21,7 @@ from tunsec.keying.canonical import (
     encode_canonical,
     to_base64,
 )
-from tunsec.keying.paths import CONFIRMATION_LIMIT, OFFER_LIMIT, is_host_name
+from tunsec.keying.paths import CLAIM_LIMIT, CONFIRMATION_LIMIT, OFFER_LIMIT, is_host_name
 from tunsec.keying.refusals import RecordRefused, RefusalReason
 from tunsec.model.aead import Aead, AeadSpeed
 from tunsec.model.clock import WallTime
@@ -40,6 +40,7 @@ from tunsec.model.names import (
 from tunsec.model.record import (
     NONCE_BYTES,
     PUBLIC_BYTES,
+    Claim,
     Confirmation,
     Offer,
     Receives,
@@ -52,8 +53,11 @@ CONFIRMATION_TYPE: Final = "tunsec-confirmation-1"
 RENEWING_TYPE: Final = "tunsec-confirmation-2"
 """One with `renews`. What has none is written as before, so that hosts of an earlier release read
 it: they refuse only what they could not act on."""
+CLAIM_TYPE: Final = "tunsec-claim-1"
 OFFER_DOMAIN: Final = b"tunsec 1 offer\0"
 CONFIRMATION_DOMAIN: Final = b"tunsec 1 confirmation\0"
+
+CLAIM_DOMAIN: Final = b"tunsec 1 claim\0"
 
 MAC_BYTES: Final = 32
 MAX_SIGNATURE: Final = 80
@@ -65,6 +69,11 @@ MAX_ADDRESSES: Final = 256
 MAX_ROWS: Final = 65_536
 BOOT_DIGITS: Final = frozenset("0123456789abcdef")
 
+SHORT_BITS: Final = 32
+"""Said of an SA without ESN; nothing is said of the others."""
+
+_RECEIVES: Final = ("flow", "tenant", "src", "dst", "spi", "aead", "author_offer", "reader_offer")
+
 T = TypeVar("T")
 
 
@@ -73,6 +82,16 @@ class SignedOffer:
     """An offer as it came, with what is needed to judge it."""
 
     offer: Offer
+    body: bytes
+    signature: bytes
+    chain: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SignedClaim:
+    """A claim as it came, with what is needed to judge it."""
+
+    claim: Claim
     body: bytes
     signature: bytes
     chain: tuple[bytes, ...]
@@ -107,9 +126,13 @@ def encode_offer(offer: Offer) -> bytes:
 
 def encode_signed_offer(body: bytes, *, signature: bytes, chain: tuple[bytes, ...]) -> bytes:
     """The record of an offer."""
+    return _encode_signed(OFFER_TYPE, body, signature=signature, chain=chain)
+
+
+def _encode_signed(kind: str, body: bytes, *, signature: bytes, chain: tuple[bytes, ...]) -> bytes:
     return encode_canonical(
         {
-            "type": OFFER_TYPE,
+            "type": kind,
             "body": to_base64(body),
             "signature": to_base64(signature),
             "chain": [to_base64(certificate) for certificate in chain],
@@ -120,6 +143,29 @@ def encode_signed_offer(body: bytes, *, signature: bytes, chain: tuple[bytes, ..
 def decode_signed_offer(record: bytes, *, path: str) -> SignedOffer:
     """The offer of a record; raises RecordRefused."""
     return _decoded(record, path, limit=OFFER_LIMIT, parse=_parse_signed_offer)
+
+
+def encode_claim(claim: Claim) -> bytes:
+    """The body that is signed."""
+    return encode_canonical(
+        {
+            "service": claim.service,
+            "owner": claim.owner,
+            "token": claim.token,
+            "boot": claim.boot,
+            "held": claim.held,
+        }
+    )
+
+
+def encode_signed_claim(body: bytes, *, signature: bytes, chain: tuple[bytes, ...]) -> bytes:
+    """The record of a claim."""
+    return _encode_signed(CLAIM_TYPE, body, signature=signature, chain=chain)
+
+
+def decode_signed_claim(record: bytes, *, path: str) -> SignedClaim:
+    """The claim of a record; raises RecordRefused."""
+    return _decoded(record, path, limit=CLAIM_LIMIT, parse=_parse_signed_claim)
 
 
 def encode_confirmation(confirmation: Confirmation) -> bytes:
@@ -142,6 +188,7 @@ def encode_confirmation(confirmation: Confirmation) -> bytes:
                     row.aead.value,
                     row.author_offer,
                     row.reader_offer,
+                    *(() if row.esn else (SHORT_BITS,)),
                 ]
                 for row in confirmation.receives
             ],
@@ -214,14 +261,25 @@ def _envelope(value: Json, *kinds: str) -> tuple[Fields, str]:
 
 
 def _parse_signed_offer(value: Json, limit: int) -> SignedOffer:
-    fields, _ = _envelope(value, OFFER_TYPE)
+    body, signature, chain = _parse_signed(value, OFFER_TYPE, limit)
+    return SignedOffer(_parse_offer(decode_canonical(body)), body, signature, chain)
+
+
+def _parse_signed_claim(value: Json, limit: int) -> SignedClaim:
+    body, signature, chain = _parse_signed(value, CLAIM_TYPE, limit)
+    return SignedClaim(_parse_claim(decode_canonical(body)), body, signature, chain)
+
+
+def _parse_signed(value: Json, kind: str, limit: int) -> tuple[bytes, bytes, tuple[bytes, ...]]:
+    """Body, signature and chain of an envelope."""
+    fields, _ = _envelope(value, kind)
     body = fields.raw("body", limit=limit)
     signature = fields.raw("signature", limit=MAX_SIGNATURE)
     chain = fields.rows("chain", _parse_certificate, limit=MAX_CHAIN)
     fields.done()
     if not chain:
         raise ValueError("record.chain is empty")
-    return SignedOffer(_parse_offer(decode_canonical(body)), body, signature, chain)
+    return body, signature, chain
 
 
 def _parse_certificate(value: Json, where: str) -> bytes:
@@ -247,6 +305,19 @@ def _parse_offer(value: Json) -> Offer:
     ascending(offer.fencing, key=lambda row: address_order(row[0]), what="offer.fencing")
     ascending(offer.aeads, key=lambda speed: (speed.aead.value,), what="offer.aeads")
     return offer
+
+
+def _parse_claim(value: Json) -> Claim:
+    fields = Fields(value, "claim")
+    claim = Claim(
+        service=_host(fields, "service"),
+        owner=_host(fields, "owner"),
+        token=fields.number("token", low=1),
+        boot=_boot(fields.text("boot")),
+        held=fields.flag("held"),
+    )
+    fields.done()
+    return claim
 
 
 def _parse_sealed_confirmation(value: Json, limit: int) -> SealedConfirmation:
@@ -285,11 +356,10 @@ def _row(value: Json, where: str, names: tuple[str, ...]) -> Fields:
 
 
 def _parse_receives(value: Json, where: str) -> Receives:
-    fields = _row(
-        value,
-        where,
-        ("flow", "tenant", "src", "dst", "spi", "aead", "author_offer", "reader_offer"),
-    )
+    short = isinstance(value, list) and len(value) == len(_RECEIVES) + 1
+    fields = _row(value, where, (*_RECEIVES, "sequence_bits") if short else _RECEIVES)
+    if short:
+        fields.number("sequence_bits", low=SHORT_BITS, high=SHORT_BITS)
     row = _parse_sends_fields(fields)
     return Receives(
         row.flow,
@@ -300,6 +370,7 @@ def _parse_receives(value: Json, where: str) -> Receives:
         aead=_aead(fields.text("aead"), where),
         author_offer=OfferSeq(fields.number("author_offer", low=1)),
         reader_offer=OfferSeq(fields.number("reader_offer", low=1)),
+        esn=not short,
     )
 
 
@@ -371,7 +442,7 @@ def _host(fields: Fields, name: str) -> HostName:
 
 def _boot(text: str) -> Boot:
     if len(text) != 32 or not BOOT_DIGITS.issuperset(text):
-        raise ValueError("offer.boot is not 32 hex digits")
+        raise ValueError("boot is not 32 hex digits")
     return Boot(text)
 
 

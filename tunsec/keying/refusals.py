@@ -30,6 +30,7 @@ class RefusalReason(StrEnum):
     REVOKED_CERTIFICATE = "revoked-certificate"
     FORGED = "forged"
     FOREIGN_ADDRESS = "foreign-address"
+    NOT_AN_OWNER = "not-an-owner"
     EXPIRED_OFFER = "expired-offer"
     TOO_LONG_LIVED = "too-long-lived"
     STALE = "stale"

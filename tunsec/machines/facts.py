@@ -27,6 +27,7 @@ class AdoptedSa:
     child: ChildId
     spi: Spi
     aead: Aead
+    esn: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,7 @@ class Keyed:
     aead: Aead
     own_offer: OfferSeq
     peer_offer: OfferSeq
+    esn: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,9 +88,8 @@ class FlowState:
     failures: int = 0
     taken: bool = False
     """Another keying has the outbound SPs: nothing new is made, what is there drains."""
-    passed_over: frozenset[Spi] = frozenset()
-    """What the peer named meanwhile, and still names: used at once or never, for it removes what
-    it sees declined."""
+    passed_over: bool = False
+    """The peer named an inbound SA meanwhile: it must name another when we come back."""
     spent: Spent | None = None
     """What the last break of a connection left behind."""
     asks: bool = False
@@ -204,6 +203,8 @@ def may_replace(flow: FlowState, *, own: OfferSeq, peer: OfferSeq, peer_life: Of
     newest = flow.newest_inbound
     if newest is None or newest.expiring or newest.aead not in flow.child.aeads:
         return True
+    if newest.esn is not flow.child.esn:
+        return True
     if newest.peer_offer is None:
         return True
     if (newest.own_offer, newest.peer_offer) == (own, peer):
@@ -230,7 +231,7 @@ def too_many_outbound(flow: FlowState) -> tuple[OutboundSa, ...]:
 
 def add_inbound(flow: FlowState, keyed: Keyed) -> FlowState:
     """A new inbound SA stands in the kernel."""
-    sa = InboundSa(keyed.spi, keyed.aead, keyed.own_offer, keyed.peer_offer)
+    sa = InboundSa(keyed.spi, keyed.aead, keyed.own_offer, keyed.peer_offer, esn=keyed.esn)
     return replace(flow, inbound=(*flow.inbound, sa), reason="", retry_at=None)
 
 

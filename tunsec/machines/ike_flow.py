@@ -52,6 +52,9 @@ LEAST_DRAIN: Final = Seconds(0.5)
 """Longer than a packet is on its way, on a busy host too."""
 DELETE_AGAIN: Final = Seconds(5.0)
 """When charon is asked again to delete a CHILD_SA of whose end it has not told."""
+ASK_AFTER: Final = Seconds(0.2)
+"""When charon is asked to delete a CHILD_SA that has lost an SA. It deletes SAs itself right before
+it tells of it, and until it deletes one that others took away, the peer sends on it in vain."""
 LOOK_AFTER: Final = Seconds(1.0)
 """charon does not tell of an attempt that failed: we look."""
 ATTEMPT_LIMIT: Final = Seconds(15.0)
@@ -440,6 +443,8 @@ def pin(flow: IkeFlow, spi: Spi, now: Instant) -> IkeFlow:
     )
     after = next((one for one in held if one.spi_out == spi), None)
     rekeyed = before is not None and after is not None and before.own and after.own
+    # Back to an older one, because the newer ones are doubted: it was to end long before them.
+    older = before is not None and after is not None and after.since < before.since
     return replace(
         flow,
         held=held,
@@ -449,6 +454,7 @@ def pin(flow: IkeFlow, spi: Spi, now: Instant) -> IkeFlow:
         volume_at=Instant(now + VOLUME_SOONEST) if _has_volume(flow.child) else None,
         volume=None,
         rekeys=flow.rekeys + (1 if rekeyed and before is not after else 0),
+        rekey_at=now if older else flow.rekey_at,
     )
 
 
@@ -570,7 +576,7 @@ def lose_sa(flow: IkeFlow, spi: Spi, *, inbound: bool, now: Instant, fraction: f
                 state=CHILD.next(one.state, ChildFact.LOST),
                 check_at=one.check_at
                 if one.state is ChildState.DELETING
-                else Instant(now + LOOK_AFTER),
+                else Instant(now + ASK_AFTER),
             )
             held = tuple(lost if other is one else other for other in flow.held)
             flow = _without(replace(flow, held=held), one, now, fraction)

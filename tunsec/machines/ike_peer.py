@@ -61,8 +61,10 @@ from tunsec.model.errors import Bug
 from tunsec.model.flow import ChildId, Keying
 from tunsec.model.names import HostName
 
-HELP_AFTER: Final = Seconds(2.0)
-"""The host with the higher name waits this long for the other's first IKE_SA."""
+HELP_AFTER: Final = Seconds(0.5)
+"""The host with the higher name waits this long for the other's first IKE_SA: a handshake takes a
+tenth of it. A host that boots must not wait longer: to the other one it was dead, which tries
+seldom by now."""
 DOUBT_AFTER: Final = Seconds(5.0)
 """The peer makes an IKE_SA beside one that is younger than this only because both began at once."""
 LIST_EVERY: Final = Seconds(300.0)
@@ -627,6 +629,8 @@ def _child_up(
     if seen.ignored:
         if seen.own:
             actions.append(TerminateChild(seen.ike, seen.id))
+        elif seen.stale:  # the peer would make the next one over it too
+            actions.append(TerminateIke(seen.ike))
         else:
             flow = flows.add_unfit(flow, seen, now)
             state = _with(state, flow)

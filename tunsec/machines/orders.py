@@ -34,6 +34,14 @@ class InstallOutbound(Action):
 
 
 @dataclass(frozen=True, slots=True)
+class PassOver(Action):
+    """Never install the twins of these: another keying has the SPs when the peer names them, and
+    it removes what it sees declined."""
+
+    sas: tuple[Keyed, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class RemoveInbound(Action):
     """Remove an inbound SA that nobody uses any more."""
 

@@ -46,6 +46,7 @@ from tunsec.machines.orders import (
     BlockOutbound,
     InstallInbound,
     InstallOutbound,
+    PassOver,
     PublishRecord,
     ReadUsage,
     RemoveInbound,
@@ -317,8 +318,9 @@ def _children_changed(state: PairState, event: ChildrenChanged, actions: list[Ac
             before = FlowState(child)
         taken = before.taken and child.keying is not Keying.DIRECTORY
         # The peer is told that what it named was passed over, and names another.
-        must_answer = must_answer or (bool(before.passed_over) and not taken)
-        kept[child.id] = replace(before, child=child, taken=taken)
+        must_answer = must_answer or (before.passed_over and not taken)
+        passed_over = before.passed_over and taken
+        kept[child.id] = replace(before, child=child, taken=taken, passed_over=passed_over)
     for child_id, flow in state.flows.items():
         if child_id not in kept:
             _end(flow, actions)
@@ -366,7 +368,7 @@ def _is_cut(sa: InboundSa | OutboundSa, event: PeerRevoked) -> bool:
 def _adopted(state: PairState, event: Adopted) -> PairState:
     for sa in event.inbound:
         flow = state.flows[sa.child]
-        slot = InboundSa(sa.spi, sa.aead, None, None, state=SaState.ACTIVE, listed=0)
+        slot = InboundSa(sa.spi, sa.aead, None, None, state=SaState.ACTIVE, listed=0, esn=sa.esn)
         state = _with(state, replace(flow, inbound=(*flow.inbound, slot)))
     for sa in event.outbound:
         flow = state.flows[sa.child]
@@ -389,7 +391,6 @@ def _peer_confirmed(
     actions: list[Action],
 ) -> PairState:
     sends: dict[ChildId, set[Spi]] = {}
-    named = {keyed.child: keyed.spi for keyed in event.receives}
     for child, spi in event.sends:
         sends.setdefault(child, set()).add(spi)
     state = replace(
@@ -397,7 +398,7 @@ def _peer_confirmed(
         heard=event.sequence,
         flows={
             child: flows.peer_sends(
-                _passing_over(flow, named.get(child)),
+                flow,
                 sends=frozenset(sends.get(child, ())),
                 heard=event.heard,
                 now=now,
@@ -406,6 +407,11 @@ def _peer_confirmed(
             for child, flow in state.flows.items()
         },
     )
+    passed_over = tuple(keyed for keyed in event.receives if _is_taken(state, keyed.child))
+    if passed_over:
+        actions.append(PassOver(passed_over))
+    for keyed in passed_over:
+        state = _on_flow(state, keyed.child, lambda flow: replace(flow, passed_over=True))
     for row in event.renews:
         # It knows our offers by the directory alone: what we never made cannot be spent.
         spent = Spent(min(row.own, _newest_own(state)), row.peer, row.proof)
@@ -415,26 +421,16 @@ def _peer_confirmed(
             partial(flows.peer_renews, spent=spent, done=row.done),
         )
     needed = [keyed for keyed in event.receives if not _needs_none(state, keyed)]
-    usable = tuple(
-        keyed
-        for keyed in needed
-        if keyed.own_offer in state.own_holds and not _passed_over(state, keyed)
-    )
+    usable = tuple(keyed for keyed in needed if keyed.own_offer in state.own_holds)
     if usable:
         # Children we do not have are among them: once refused, an SA is refused for good.
         actions.append(InstallOutbound(usable))
     return replace(state, must_answer=state.must_answer or len(usable) < len(needed))
 
 
-def _passing_over(flow: FlowState, named: Spi | None) -> FlowState:
-    """Remember what the peer names while another keying has the SPs, as long as it names it."""
-    now = frozenset() if named is None else frozenset({named})
-    return replace(flow, passed_over=now if flow.taken else flow.passed_over & now)
-
-
-def _passed_over(state: PairState, keyed: Keyed) -> bool:
-    flow = state.flows.get(keyed.child)
-    return flow is not None and keyed.spi in flow.passed_over
+def _is_taken(state: PairState, child: ChildId) -> bool:
+    flow = state.flows.get(child)
+    return flow is not None and flow.taken
 
 
 def _needs_none(state: PairState, keyed: Keyed) -> bool:
@@ -588,7 +584,7 @@ def _publish(state: PairState, _: Instant, actions: list[Action]) -> PairState:
         state.own_offer,
         state.peer_offer,
         tuple(
-            Keyed(child, sa.spi, sa.aead, sa.own_offer, sa.peer_offer)
+            Keyed(child, sa.spi, sa.aead, sa.own_offer, sa.peer_offer, sa.esn)
             for child, flow in children
             if (sa := flow.newest_inbound) is not None
             and sa.own_offer is not None

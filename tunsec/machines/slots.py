@@ -93,6 +93,7 @@ class InboundSa:
     packets: int | None = None
     """Packets it had carried when last looked at; 0 from the start for one that the peer declined,
     which so needs no second look."""
+    esn: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,13 @@ class OffloadWish(StrEnum):
     AUTO = "auto"
 
 
+class SequenceNumbers(StrEnum):
+    """How long the sequence numbers of a flow's SAs are; both ends must agree."""
+
+    EXTENDED = "64-bit"  # ESN, RFC 4303 section 2.2.1
+    SHORT = "32-bit"
+
+
 @dataclass(frozen=True, slots=True)
 class RekeyRule:
     """When traffic keys are replaced, and when they end even if they could not be.
@@ -102,6 +109,8 @@ class Child:
     replay_window: int
     offload: OffloadWish = OffloadWish.NONE
     on_reconnect: OnReconnect = OnReconnect.KEEP
+    esn: bool = True
+    """Whether sequence numbers have 64 bits."""
     mark: Mark | None = None
     """What tells its packets from those of the flow's other tenants: its SPs match it, and what its
     inbound SAs decrypt bears it. None where a flow has no tenants."""

@@ -41,19 +41,12 @@ class GuardedFlow:
     others: Mark | None = None
     """What marks the VNIs that no tenant names, where they are not blocked."""
 
-    def mark_of(self, vni: Vni | None, *, otherwise: Mark) -> Mark:
-        """What marks the packets of a VNI; `otherwise` where it has no mark of its own."""
-        for one in self.tenants:
-            if one.vni == vni:
-                return one.mark
-        return self.others or otherwise
-
 
 @dataclass(frozen=True, slots=True)
 class TunnelDevice:
     """An overlay device whose egress gets a mark: the tunnel mark or that of its tenant.
 
-    One without a VNI of its own (`external`) has it per packet: it is marked by each one's VNI.
+    One without a VNI of its own (`external`) has it per packet: see VniMarks.
     """
 
     name: str
@@ -70,6 +63,50 @@ class Guard:
     flows: tuple[GuardedFlow, ...]
     devices: tuple[TunnelDevice, ...]
     tunnel_mark: Mark
+
+    def device_mark(self, device: TunnelDevice) -> Mark:
+        """What every packet of a device bears: its tenant's mark, or the tunnel mark.
+
+        Where flows of its port have tenants, that is the tunnel mark without any tenant's: a packet
+        that came in for one tenant and is sent on for nobody must not keep the mark it came with.
+        """
+        by_vni, others = self._tenants(device)
+        if not by_vni:
+            return self.tunnel_mark
+        tenant = others if device.vni is not None else None
+        if device.vni in by_vni:
+            tenant = by_vni[device.vni]
+        some = next(iter(by_vni.values()))
+        return tenant or Mark(self.tunnel_mark.value, self.tunnel_mark.mask | some.mask)
+
+    def vni_marks(self, device: TunnelDevice) -> "VniMarks":
+        """What packets of a device bear by their VNIs; nothing for a device that has one VNI."""
+        if device.vni is not None:
+            return VniMarks(device.name, device.ifindex)
+        by_vni, others = self._tenants(device)
+        return VniMarks(device.name, device.ifindex, tuple(sorted(by_vni.items())), others)
+
+    def _tenants(self, device: TunnelDevice) -> tuple[dict[Vni, Mark], Mark | None]:
+        """The marks of a device's port; what a flow in force says goes before a former one's."""
+        by_vni: dict[Vni, Mark] = {}
+        others: Mark | None = None
+        for flow in self.flows:
+            if flow.kind is device.kind and device.port in flow.ports:
+                others = others or flow.others
+                for one in flow.tenants:
+                    by_vni.setdefault(one.vni, one.mark)
+        return by_vni, others
+
+
+@dataclass(frozen=True, slots=True)
+class VniMarks:
+    """What the packets of an `external` device bear, whose VNI is each packet's own."""
+
+    device: str
+    ifindex: int
+    by_vni: tuple[tuple[Vni, Mark], ...] = ()
+    others: Mark | None = None
+    """Of VNIs that no tenant has; None leaves them to the SPs that block."""
 
 
 @dataclass(frozen=True, slots=True)

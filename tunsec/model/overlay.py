@@ -17,7 +17,17 @@ class OverlayDevice:
     mtu: int
     local: Address | None
     remote: Address | None
+    group: Address | None
     vni: Vni | None
     external: bool
     underlay_mtu: int | None
     """MTU of the route to `remote`, or of the bound device; None when neither is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class LookupFault:
+    """What this kernel cannot protect: tunnels of a kind over one IP version, and why."""
+
+    kind: Kind
+    version: int
+    reason: str

@@ -10,6 +10,9 @@ REQID_FIRST: Final = Reqid(0x5400_0000)
 REQID_LAST: Final = Reqid(0x54FF_FFFF)
 """24 bits under the letter T: far above what charon and hand-made SAs count up from 1."""
 
+REQID_TRIAL: Final = REQID_LAST
+"""No child's: of SAs that are made to see what a device takes, and removed at once."""
+
 PRIORITY_PROTECT: Final = 5453
 PRIORITY_BLOCK: Final = 5454
 """The first rank of flows that overlap, the most specific, and its block SPs. Further ranks follow

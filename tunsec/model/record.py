@@ -1,4 +1,5 @@
-"""What hosts tell each other through the directory: offers, and confirmations of inbound SAs."""
+"""What hosts tell each other through the directory: offers, confirmations of inbound SAs, and who
+holds a service address."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -60,6 +61,7 @@ class Receives:
     aead: Aead
     author_offer: OfferSeq
     reader_offer: OfferSeq
+    esn: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,3 +112,18 @@ class Confirmation:
     and `sends` does not is not used, and never will be."""
     renews: tuple[Renews, ...] = ()
     """Relations that were ever renewed in this life of the author, with the last time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """An owner's word on a service address: it holds it now, or (`held` false) gives it up.
+
+    Of all claims on a service the one with the highest fencing token is true.
+    """
+
+    service: str
+    owner: HostName
+    token: int
+    """Fencing token; each number is used once, by the owner that the directory let have it."""
+    boot: Boot
+    held: bool

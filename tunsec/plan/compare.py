@@ -1,6 +1,8 @@
 """Whether the kernel holds what was asked for: a subset match, not equality (law 5)."""
 
-from tunsec.model.sa import Sa, SaDirection
+from dataclasses import replace
+
+from tunsec.model.sa import Offload, Sa, SaDirection
 from tunsec.model.sp import Sp
 
 
@@ -39,8 +41,14 @@ def sp_matches(want: Sp, have: Sp) -> bool:
         and want.templates == have.templates
         and want.lifetimes == have.lifetimes
         and have.flags & want.flags == want.flags
-        and want.offload == have.offload
+        and _device(want.offload) == _device(have.offload)
     )
+
+
+def _device(offload: Offload | None) -> Offload | None:
+    """The kernel tells the direction of an SP's offload, and refuses to be told it
+    (net/xfrm/xfrm_device.c xfrm_dev_policy_add): it is in the SP's id."""
+    return offload and replace(offload, inbound=False)
 
 
 def _replay_matches(want: Sa, have: Sa) -> bool:

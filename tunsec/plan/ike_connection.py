@@ -13,7 +13,7 @@ from typing import Final
 
 from tunsec.model.aead import Aead
 from tunsec.model.errors import Refused
-from tunsec.model.flow import Child, ChildId
+from tunsec.model.flow import Child, ChildId, OffloadWish
 from tunsec.model.ike import (
     MAX_NUMBER,
     SLOTS,
@@ -30,8 +30,9 @@ from tunsec.model.ike import (
 )
 from tunsec.model.ike_sa import Algorithms
 from tunsec.model.names import Address, HostName
+from tunsec.model.sa import OffloadKind
 from tunsec.plan.ike_proposals import esp_proposals, ike_proposals
-from tunsec.plan.sas import lifetimes
+from tunsec.plan.sas import lifetimes, replay_window
 
 LOWER: Final = "a"
 HIGHER: Final = "b"
@@ -43,6 +44,8 @@ LIFE_MARGIN: Final = 1.25
 VARIANTS: Final = 3600
 """Then they begin anew: no IKE_SA of so many variants ago is left, and none may live for ever."""
 GIB: Final = 1 << 30
+OFFLOADED: Final = {OffloadWish.CRYPTO: OffloadKind.CRYPTO, OffloadWish.PACKET: OffloadKind.PACKET}
+"""What a NIC is told to do; `auto` is decided before charon hears of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +138,7 @@ def _child(name: str, child: Child, setup: IkeSetup) -> IkeChild:
         local=(_selector(child.id.local, child),),
         remote=(_selector(child.id.remote, child),),
         proposals=_proposals(child, setup),
-        replay_window=child.replay_window,
+        replay_window=replay_window(child, OFFLOADED.get(child.offload)),
         seconds=Limits(None, ends.hard_seconds),
         volume=Limits(None, _readable_bytes(ends.hard_bytes)),
         packets=Limits(None, _readable_packets(ends.hard_packets)),
@@ -150,7 +153,7 @@ def _proposals(child: Child, setup: IkeSetup) -> tuple[EspProposal, ...]:
     if not able:
         wanted = " or ".join(child.aeads)
         raise Refused(f"a proposal for {child.id.flow}", reason=f"this host has no {wanted}")
-    return esp_proposals(setup.algorithms, able)
+    return esp_proposals(setup.algorithms, able, esn=child.esn)
 
 
 def _readable_bytes(count: int | None) -> int | None:

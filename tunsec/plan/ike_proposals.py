@@ -47,8 +47,10 @@ def ike_proposals(algorithms: Algorithms, aeads: Sequence[Aead]) -> tuple[IkePro
     )
 
 
-def esp_proposals(algorithms: Algorithms, aeads: Sequence[Aead]) -> tuple[EspProposal, ...]:
-    """Proposals for CHILD_SAs, best first, with ESN and forward secrecy at every rekey.
+def esp_proposals(
+    algorithms: Algorithms, aeads: Sequence[Aead], *, esn: bool = True
+) -> tuple[EspProposal, ...]:
+    """Proposals for CHILD_SAs, best first, with forward secrecy at every rekey.
 
     `aeads` in the order of preference; they are the kernel's to carry out, not charon's. Raises
     Refused when nothing is left to propose.
@@ -57,7 +59,7 @@ def esp_proposals(algorithms: Algorithms, aeads: Sequence[Aead]) -> tuple[EspPro
         raise _nothing("CHILD_SAs", "no AEAD is allowed")
     exchanges = _exchanges(algorithms)
     return tuple(
-        EspProposal(aead, exchanges, additional)
+        EspProposal(aead, exchanges, additional, esn)
         for additional in _additional(algorithms)
         for aead in aeads
     )

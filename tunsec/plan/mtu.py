@@ -21,6 +21,13 @@ VXLAN_HEADER_BYTES: Final = 8  # RFC 7348 section 5
 GENEVE_HEADER_BYTES: Final = 8  # RFC 8926 section 3.4, without options
 ETHERNET_HEADER_BYTES: Final = 14  # of the frame inside; a VLAN tag there takes 4 more
 
+ROCE_MTUS: Final = (4096, 2048, 1024, 512, 256)
+"""What a queue pair may have as path MTU (InfiniBand Architecture, IBTA Volume 1)."""
+RXE_HEADER_BYTES: Final = 80
+"""What Soft-RoCE leaves for headers when it draws its MTU from that of its network device
+(RXE_MAX_HDR_LENGTH, drivers/infiniband/sw/rxe/rxe_param.h). ESP is not in it."""
+ROCE_AROUND_BYTES: Final = 12 + 16 + 4 + 4  # BTH, RETH, immediate, ICRC: of a WRITE
+
 MIN_IPV6_MTU: Final = 1280  # RFC 8200 section 5
 
 
@@ -72,6 +79,35 @@ def mtu_warning(
     if fits < MIN_IPV6_MTU:
         return f"{trouble}; raise the underlay's MTU to {needed}"
     return f"{trouble}; set `ip link set {device} mtu {fits}`, or the underlay's MTU to {needed}"
+
+
+def roce_mtu(underlay_mtu: int) -> int | None:
+    """The path MTU that Soft-RoCE offers on a network device; None when it has no room for any."""
+    return next((mtu for mtu in ROCE_MTUS if mtu + RXE_HEADER_BYTES <= underlay_mtu), None)
+
+
+def roce_size(mtu: int, *, version: int, aead: Aead) -> int:
+    """Size of the largest IP packet of a queue pair with this path MTU, in ESP."""
+    payload = UDP_HEADER_BYTES + ROCE_AROUND_BYTES + mtu
+    return protected_size(payload, version=version, aead=aead)
+
+
+def roce_warning(flow: str, *, version: int, aead: Aead, underlay_mtu: int) -> str | None:
+    """One line for status and log when full-size RoCE packets do not fit, else None.
+
+    They are never fragmented: a queue pair that sends one fails.
+    """
+    mtu = roce_mtu(underlay_mtu)
+    if mtu is None:
+        return None
+    needed = roce_size(mtu, version=version, aead=aead)
+    if needed <= underlay_mtu:
+        return None
+    return (
+        f"{flow}: RoCE packets of path MTU {mtu} take up to {needed} bytes with ESP, and the "
+        f"underlay's MTU is {underlay_mtu}: queue pairs with it fail; raise the underlay's MTU to "
+        f"{needed}, or give queue pairs path MTU {mtu // 2}"
+    )
 
 
 def _ip_header(version: int) -> int:

@@ -7,8 +7,9 @@ from tunsec.model.aead import Aead
 from tunsec.model.clock import Seconds
 from tunsec.model.flow import Child, RekeyRule
 from tunsec.model.names import Spi
-from tunsec.model.sa import Lifetimes, Replay, Sa, SaId
+from tunsec.model.sa import Lifetimes, Offload, OffloadKind, Replay, Sa, SaId
 from tunsec.model.secret import Secret
+from tunsec.model.underlay import Nic
 
 OUTBOUND_MARGIN: Final = 1.1
 """The receiver rekeys at a soft limit; the sender asks only if the receiver has not."""
@@ -16,22 +17,38 @@ HARD_MARGIN: Final = 1.5
 """Room between the soft and the hard limit in which a rekey under load must fit."""
 INBOUND_GRACE: Final = 1.2
 """Inbound SAs outlive their outbound twins: nobody sends into a void at the hard limit."""
+PACKET_WINDOW: Final = 256
+"""The widest replay window of a NIC that carries whole packets (mlx5, en_accel/ipsec.c)."""
 SOFT_TIME_MARGIN: Final = 1.25
 """The kernel's soft time limit is the backstop of the daemon's own timer."""
 
 
-def inbound_sa(child: Child, spi: Spi, *, aead: Aead, key: Secret | None) -> Sa:
+def inbound_sa(
+    child: Child, spi: Spi, *, aead: Aead, key: Secret | None, nic: Nic | None = None
+) -> Sa:
     """The SA on which `child` receives; key and salt as one Secret, None when already installed."""
-    return _sa(child, spi, aead=aead, key=key, inbound=True)
+    return _sa(child, spi, aead=aead, key=key, nic=nic, inbound=True)
 
 
-def outbound_sa(child: Child, spi: Spi, *, aead: Aead, key: Secret | None) -> Sa:
+def outbound_sa(
+    child: Child, spi: Spi, *, aead: Aead, key: Secret | None, nic: Nic | None = None
+) -> Sa:
     """The SA on which `child` sends; the peer chose `spi`."""
-    return _sa(child, spi, aead=aead, key=key, inbound=False)
+    return _sa(child, spi, aead=aead, key=key, nic=nic, inbound=False)
 
 
-def _sa(child: Child, spi: Spi, *, aead: Aead, key: Secret | None, inbound: bool) -> Sa:
+def replay_window(child: Child, kind: OffloadKind | None) -> int:
+    """How far packets of a child may overtake each other."""
+    if kind is OffloadKind.PACKET:
+        return min(child.replay_window, PACKET_WINDOW)
+    return child.replay_window
+
+
+def _sa(
+    child: Child, spi: Spi, *, aead: Aead, key: Secret | None, nic: Nic | None, inbound: bool
+) -> Sa:
     local, remote = child.id.local, child.id.remote
+    window = replay_window(child, None if nic is None else nic.kind)
     return Sa(
         SaId(local if inbound else remote, spi),
         remote if inbound else local,
@@ -39,8 +56,9 @@ def _sa(child: Child, spi: Spi, *, aead: Aead, key: Secret | None, inbound: bool
         aead,
         key,
         lifetimes=lifetimes(child.rekey, inbound=inbound),
-        replay=Replay(window=child.replay_window, esn=True),
+        replay=Replay(window=window, esn=child.esn),
         output_mark=child.mark if inbound else None,
+        offload=None if nic is None else Offload(nic.kind, nic.ifindex, inbound),
     )
 
 

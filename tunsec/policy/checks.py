@@ -16,10 +16,14 @@ from tunsec.policy.language import FlowEntry, PolicyFile
 from tunsec.policy.problems import Flaw, Path, listed, suggestion
 from tunsec.policy.reading import Reading
 from tunsec.policy.resolve import (
+    MUST_OFFLOAD,
+    OFFLOADED,
+    aead_of,
     hosts_between,
     keying_of,
     mode_of,
     names_between,
+    offload_of,
     other_tenants_of,
     port_of,
     rekey_of,
@@ -73,7 +77,9 @@ def contradictions(reading: Reading) -> Iterator[Flaw]:
         for reads, check in _FLOW_CHECKS:
             if case.readable(*reads):
                 yield from check(case)
-    yield from _overlaps([case for case in cases if case.readable("kind", "port", "between")])
+    placed = [case for case in cases if case.readable("kind", "port", "between")]
+    yield from _overlaps(placed)
+    yield from _shared_vnis([one for one in placed if one.readable("tenants", "other_tenants")])
 
 
 def _addresses(file: PolicyFile) -> Iterator[Flaw]:
@@ -125,11 +131,16 @@ def _service_addresses(file: PolicyFile, reading: Reading) -> Iterator[Flaw]:
 def _marks(file: PolicyFile) -> Iterator[Flaw]:
     """Each tenant needs a mark of its own: the top bit says tunnel, the others count tenants."""
     low, high = file.marks.bits
-    tenants = sum(
-        len(flow.tenants) + (other_tenants_of(file, flow) is OtherTenants.SHARED)
+    marked = {
+        (flow.kind, port_of(flow), vni)
         for flow in file.flows.values()
         if flow.tenants
-    )
+        for vni in (
+            *flow.tenants.values(),
+            *([None] if other_tenants_of(file, flow) is OtherTenants.SHARED else []),
+        )
+    }
+    tenants = len(marked)
     if tenants > 2 ** (high - low) - 1:
         yield Flaw(
             ("marks", "bits"),
@@ -275,6 +286,17 @@ def _misplaced(case: Case) -> Iterator[Flaw]:
         yield Flaw(case.at("on_reconnect"), what, "delete the key")
 
 
+def _offload(case: Case) -> Iterator[Flaw]:
+    """A NIC that must do the work must know the AEAD."""
+    wish, aead = offload_of(case.file, case.flow), aead_of(case.file, case.flow)
+    if wish in MUST_OFFLOAD and not set(aead.aeads) & set(OFFLOADED):
+        yield Flaw(
+            case.at("aead" if case.flow.aead else "offload"),
+            f"no NIC offloads {aead}, and 'offload: {wish}' lets nothing else do the work",
+            f"use 'aead: auto' or {listed(OFFLOADED)}, or 'offload: none'",
+        )
+
+
 def _rekey(case: Case) -> Iterator[Flaw]:
     """Keys must not end before they are replaced."""
     rule = rekey_of(case.file, case.flow)
@@ -299,6 +321,7 @@ _FLOW_CHECKS: Final[tuple[tuple[tuple[str, ...], Callable[[Case], Iterator[Flaw]
     (("kind", "tenants", "other_tenants"), _tenants),
     (("kind",), _misplaced),
     (("rekey",), _rekey),
+    (("aead", "offload"), _offload),
 )
 """(keys it reads, check)"""
 
@@ -336,3 +359,28 @@ def _overlaps(cases: list[Case]) -> Iterator[Flaw]:
             f"{traffic} between {' and '.join(common[:2])} already belongs to flow {first}",
             "make them one flow, or keep their hosts or ports apart",
         )
+
+
+def _shared_vnis(cases: list[Case]) -> Iterator[Flaw]:
+    """What has SAs of its own in one flow must not be carried with others by another flow of the
+    same port and host: there is one tunnel device, which can give a VNI one mark."""
+    hosts = {
+        case.name: hosts_between(case.file, case.flow, hosts=case.reading.hosts) for case in cases
+    }
+    for case in cases:
+        own = set((case.flow.tenants or {}).values())
+        shared = other_tenants_of(case.file, case.flow) is OtherTenants.SHARED
+        if not ON_WIRE[case.flow.kind].has_networks or (own and not shared):
+            continue
+        for other in cases:
+            there = other.flow.kind, port_of(other.flow)
+            common = hosts[case.name] & hosts[other.name]
+            named = set((other.flow.tenants or {}).values()) - own
+            if there == (case.flow.kind, port_of(case.flow)) and common and named:
+                yield Flaw(
+                    case.at(),
+                    f"it would carry VNI {min(named)} together with others, and flow "
+                    f"{other.name}, on the same port of {min(common)}, gives it SAs of its own",
+                    "name the VNI in 'tenants' here too, or use another port",
+                )
+                break

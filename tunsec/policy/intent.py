@@ -11,7 +11,15 @@ from typing import Final
 
 from tunsec.model.aead import Aead
 from tunsec.model.errors import Bug, PolicyError, Problem
-from tunsec.model.flow import Keying, Kind, Mode, OffloadWish, OnReconnect, RekeyRule
+from tunsec.model.flow import (
+    Keying,
+    Kind,
+    Mode,
+    OffloadWish,
+    OnReconnect,
+    RekeyRule,
+    SequenceNumbers,
+)
 from tunsec.model.ike import IkeRules, Revocation
 from tunsec.model.names import Address, FlowName, HostName, Mark, TenantName, Vni
 from tunsec.policy.checks import contradictions
@@ -21,7 +29,7 @@ from tunsec.policy.problems import located, suggestion
 from tunsec.policy.reading import read_language
 from tunsec.policy.release import unreleased
 from tunsec.policy.resolve import (
-    aead_of,
+    aeads_of,
     hosts_between,
     keying_of,
     local_senders_of,
@@ -31,6 +39,7 @@ from tunsec.policy.resolve import (
     other_tenants_of,
     port_of,
     rekey_of,
+    sequence_numbers_of,
     strangers_of,
 )
 from tunsec.policy.values import LocalSenders, OtherTenants, Ppk, Strangers
@@ -116,6 +125,7 @@ class Flow:
     other_tenants: OtherTenants
     on_reconnect: OnReconnect
     offload: OffloadWish
+    esn: bool
     local_senders: LocalSenders
     strangers: Strangers
 
@@ -138,6 +148,9 @@ class Intent:
         content = dataclasses.asdict(self)
         if not self.uses_ike:
             del content["ike"]  # it means nothing then
+        for flow in content["flows"]:
+            if flow["esn"]:
+                del flow["esn"]  # as it was before there was a choice
         text = json.dumps(content, default=_plain, sort_keys=True)
         return hashlib.sha256((_DIGEST_LABEL + text).encode()).hexdigest()
 
@@ -233,12 +246,13 @@ def _flow(name: FlowName, *, file: PolicyFile, entry: FlowEntry) -> Flow:
         port=port,
         hosts=tuple(HostName(host) for host in sorted(hosts_between(file, entry, hosts=hosts))),
         service_addresses=tuple(sorted(set(named) & set(file.service_addresses))),
-        aeads=aead_of(file, entry).aeads,
+        aeads=aeads_of(file, entry),
         rekey=rekey_of(file, entry),
         tenants=tuple(tenants),
         other_tenants=other_tenants_of(file, entry),
         on_reconnect=on_reconnect_of(file, entry),
         offload=offload_of(file, entry),
+        esn=sequence_numbers_of(file, entry) is SequenceNumbers.EXTENDED,
         local_senders=local_senders_of(file, entry),
         strangers=strangers_of(file, entry),
     )

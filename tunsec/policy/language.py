@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
 
 from tunsec.model.clock import Seconds
-from tunsec.model.flow import Keying, Kind, Mode, OffloadWish, OnReconnect
+from tunsec.model.flow import Keying, Kind, Mode, OffloadWish, OnReconnect, SequenceNumbers
 from tunsec.model.ike import IkeAuth
 from tunsec.model.names import Address, FlowName, HostName, TenantName, Vni
 from tunsec.policy.units import PERCENT_PATTERN, SIZE_PATTERN, SPAN_PATTERN
@@ -155,6 +155,11 @@ OnReconnectWord = Annotated[
 OffloadWord = Annotated[
     OffloadWish, PlainValidator(choice(OffloadWish, "offload")), _words(OffloadWish)
 ]
+SequenceNumbersWord = Annotated[
+    SequenceNumbers,
+    PlainValidator(choice(SequenceNumbers, "length of sequence numbers")),
+    _words(SequenceNumbers),
+]
 LocalSendersWord = Annotated[
     LocalSenders,
     PlainValidator(choice(LocalSenders, "rule for local senders")),
@@ -238,6 +243,10 @@ class DefaultsEntry(_Entry):
         description="What a new connection needs; else reauth for rds-tcp, keep for tcp.",
     )
     offload: OffloadWord = Field(default=OffloadWish.NONE, description="What the NIC does of ESP.")
+    sequence_numbers: SequenceNumbersWord = Field(
+        default=SequenceNumbers.EXTENDED,
+        description="Length of ESP's sequence numbers; 32-bit for a NIC that knows no others.",
+    )
     local_senders: LocalSendersWord = Field(
         default=LocalSenders.TUNNEL_ONLY, description="Who on a host may send on a tunnel's port."
     )
@@ -318,6 +327,10 @@ class FlowEntry(_Entry):
         default=None, description="What a new connection of the flow needs."
     )
     offload: OffloadWord | None = Field(default=None, description="What the NIC does of ESP.")
+    sequence_numbers: SequenceNumbersWord | None = Field(
+        default=None,
+        description="Length of ESP's sequence numbers; 32-bit for a NIC that knows no others.",
+    )
     local_senders: LocalSendersWord | None = Field(
         default=None, description="Who on a host may send on the tunnel's port."
     )

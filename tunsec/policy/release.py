@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tunsec.model.errors import Problem
-from tunsec.model.flow import Mode, OffloadWish
+from tunsec.model.flow import Mode
 from tunsec.policy.problems import Flaw, Path
 
 NOT_IN_RELEASE: Final = "is not in this release"
@@ -39,13 +39,7 @@ def _everywhere(key: str, value: str, remedy: str) -> tuple[Later, Later]:
     return Later(("defaults", key), value, remedy), Later(("flows", ANYTHING, key), value, remedy)
 
 
-LATER: Final[tuple[Later, ...]] = (
-    *_everywhere("mode", Mode.KTLS, "use 'mode: esp'"),
-    Later(("service_addresses",), ANYTHING, "delete it, and its names from 'between'"),
-    *_everywhere("offload", OffloadWish.CRYPTO, "use 'offload: none'"),
-    *_everywhere("offload", OffloadWish.PACKET, "use 'offload: none'"),
-    *_everywhere("offload", OffloadWish.AUTO, "use 'offload: none'"),
-)
+LATER: Final[tuple[Later, ...]] = (*_everywhere("mode", Mode.KTLS, "use 'mode: esp'"),)
 
 
 def unreleased(value: object) -> Iterator[Flaw]:

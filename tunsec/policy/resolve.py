@@ -2,8 +2,17 @@
 
 from typing import Final
 
+from tunsec.model.aead import Aead
 from tunsec.model.clock import Seconds
-from tunsec.model.flow import Keying, Kind, Mode, OffloadWish, OnReconnect, RekeyRule
+from tunsec.model.flow import (
+    Keying,
+    Kind,
+    Mode,
+    OffloadWish,
+    OnReconnect,
+    RekeyRule,
+    SequenceNumbers,
+)
 from tunsec.policy.kinds import ON_WIRE
 from tunsec.policy.language import FlowEntry, PolicyFile
 from tunsec.policy.units import NO_LIMIT
@@ -19,6 +28,16 @@ SOFT_BYTES: Final = 256 * 1024**3
 # NIST SP 800-38D section 8.3: at most 2^32 invocations of GCM under a key. That binds random
 # nonces; ESP's are counters (RFC 4106 section 3.1), so here it is a margin, not an edge.
 SOFT_PACKETS: Final = 2**32
+
+SHORT_PACKETS: Final = 2**31
+"""Half of what 32-bit sequence numbers can count: the hard limits are below their end, at which
+the kernel drops packets (RFC 4303 section 3.3.3)."""
+
+OFFLOADED: Final = (Aead.AES_128_GCM, Aead.AES_256_GCM)
+"""What drivers of Linux that offload ESP take, where they take an AEAD at all: rfc4106(gcm(aes))
+and nothing else (mlx5, ixgbe, cxgb4, cn10k, netdevsim)."""
+
+MUST_OFFLOAD: Final = (OffloadWish.CRYPTO, OffloadWish.PACKET)
 
 HARD_PER_AFTER: Final = 8
 MIN_HARD: Final = Seconds(600.0)
@@ -46,6 +65,19 @@ def on_reconnect_of(file: PolicyFile, flow: FlowEntry) -> OnReconnect:
         return OnReconnect.KEEP
     own = OnReconnect.REAUTH if flow.kind is Kind.RDS_TCP else OnReconnect.KEEP
     return flow.on_reconnect or file.defaults.on_reconnect or own
+
+
+def aeads_of(file: PolicyFile, flow: FlowEntry) -> tuple[Aead, ...]:
+    """Which AEADs it may use: of `auto` only what NICs know, where a NIC must do the work."""
+    aeads = aead_of(file, flow).aeads
+    if offload_of(file, flow) in MUST_OFFLOAD:
+        return tuple(aead for aead in aeads if aead in OFFLOADED)
+    return aeads
+
+
+def sequence_numbers_of(file: PolicyFile, flow: FlowEntry) -> SequenceNumbers:
+    """How long its sequence numbers are."""
+    return flow.sequence_numbers or file.defaults.sequence_numbers
 
 
 def offload_of(file: PolicyFile, flow: FlowEntry) -> OffloadWish:
@@ -83,13 +115,16 @@ def rekey_of(file: PolicyFile, flow: FlowEntry) -> RekeyRule:
     """When its keys are replaced; each key of `rekey` is inherited by itself."""
     own, common = flow.rekey, file.defaults.rekey
     after = own.after or common.after or AFTER
+    packets = _limit(own.packets or common.packets or SOFT_PACKETS)
+    if sequence_numbers_of(file, flow) is SequenceNumbers.SHORT:
+        packets = min(packets or SHORT_PACKETS, SHORT_PACKETS)
     jitter = own.jitter if own.jitter is not None else common.jitter
     return RekeyRule(
         after=after,
         jitter=JITTER if jitter is None else jitter,
         hard_after=own.hard or common.hard or Seconds(max(HARD_PER_AFTER * after, MIN_HARD)),
         soft_bytes=_limit(own.bytes or common.bytes or SOFT_BYTES),
-        soft_packets=_limit(own.packets or common.packets or SOFT_PACKETS),
+        soft_packets=packets,
     )
 
 

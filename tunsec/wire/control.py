@@ -77,6 +77,8 @@ class FlowStatus:
     spi_in: str | None = None
     spi_out: str | None = None
     aead: str | None = None
+    offload: str = "none"
+    """What a NIC does of ESP, as read back: `none`, `crypto` or `packet`."""
     age: float | None = None
     next_rollover: float | None = None
     rekeys: int = 0
@@ -98,6 +100,7 @@ class FlowDrops:
     clear_out: int = 0
     clear_in: int = 0
     local_injection: int = 0
+    cross_tenant: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +146,24 @@ class DriftStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class ServiceStatus:
+    """A service address as this host sees it: who holds it, by which fencing token.
+
+    `state` is this host's own, where it is an owner: ABSENT, CLAIMING, OWNED, FENCED or LEAVING;
+    elsewhere HELD or FREE.
+    """
+
+    service: str
+    addresses: tuple[str, ...]
+    owners: tuple[str, ...]
+    holder: str | None
+    token: int
+    state: str
+    here: bool
+    """Whether the address is on this host."""
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """Everything `tunsec status` knows. `api` rises when a shape changes."""
 
@@ -155,6 +176,7 @@ class Status:
     guard: GuardStatus
     drift: DriftStatus
     warnings: tuple[str, ...] = ()
+    services: tuple[ServiceStatus, ...] = ()
     api: int = API_VERSION
 
     @property

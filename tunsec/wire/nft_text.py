@@ -17,7 +17,8 @@ Hooks, and why these (include/uapi/linux/netfilter.h):
 - `netdev` egress at 300 of every tunnel device: sets the tunnel mark on what the device sends.
   Not `inet` egress: that one sees IP only, and ARP inside the overlay would stay without a mark
   (net/netfilter/nft_chain_filter.c). Encapsulation keeps the mark unless the device sends from
-  another network namespace (skb_scrub_packet, net/core/skbuff.c).
+  another network namespace (skb_scrub_packet, net/core/skbuff.c). What sends for several VNIs is
+  marked by each packet's VNI after that (wire/tc_text.py).
 """
 
 import ipaddress
@@ -155,19 +156,10 @@ def netdev_table(guard: Guard) -> Table:
     return {
         f"chain mark.{device.ifindex}": (
             _base(f'egress device "{_device_name(device)}"', LATE),
-            _set_mark(_mark_of(device, guard)),
+            _set_mark(guard.device_mark(device)),
         )
         for device in sorted(guard.devices, key=lambda device: device.ifindex)
     }
-
-
-def _mark_of(device: TunnelDevice, guard: Guard) -> Mark:
-    """What a device's packets bear; those of one without a VNI get a tenant's mark elsewhere
-    (wire/tc_text), packet by packet."""
-    for flow in guard.flows:
-        if flow.kind is device.kind and device.port in flow.ports and flow.tenants:
-            return flow.mark_of(device.vni, otherwise=guard.tunnel_mark)
-    return guard.tunnel_mark
 
 
 def replace_script(want: Ruleset, have: Ruleset) -> str:
@@ -323,7 +315,7 @@ def _crossing(flow: GuardedFlow, label: str, *, source: str) -> Iterator[str]:
         return
     rules = [(one.mark, f"!= {one.vni:#x}") for one in flow.tenants]
     if flow.others is not None:
-        vnis = [f"{vni:#x}" for vni in sorted(one.vni for one in flow.tenants)]
+        vnis = sorted(f"{one.vni:#x}" for one in flow.tenants)  # in the order of a listing
         rules.append((flow.others, vnis[0] if len(vnis) == 1 else f"{{ {', '.join(vnis)} }}"))
     for ports in _port_tests(flow):
         for mark, vni in rules:

@@ -51,6 +51,7 @@ class _Ifla(IntEnum):
     IFNAME = 3
     MTU = 4
     LINKINFO = 18
+    STATS64 = 23
     EXT_MASK = 29
     LINK_NETNSID = 37
 
@@ -63,6 +64,7 @@ class _Ifa(IntEnum):
 
 class _Rta(IntEnum):
     DST = 1
+    SRC = 2
     OIF = 4
     METRICS = 8
 
@@ -100,6 +102,12 @@ _RTM_F_LOOKUP_TABLE: Final = 0x1000
 _AF_INET: Final = 2
 _AF_INET6: Final = 10
 
+_IFF_UP: Final = 0x1
+_IFF_NOARP: Final = 0x80
+_IFA_F_NODAD: Final = 0x02
+_STATS64: Final = struct.Struct("=18Q")  # struct rtnl_link_stats64 up to tx_carrier_errors
+_TX_PACKETS, _COLLISIONS, _TX_CARRIER_ERRORS = 1, 9, 17
+
 _VNI: Final = 1  # of both kinds
 _NEW_OVERLAY: Final = {
     Kind.VXLAN: (_Vxlan.GROUP, _Vxlan.GROUP6, _Vxlan.PORT),
@@ -126,8 +134,19 @@ class Link:
     vni: Vni | None = None
     local: Address | None = None
     remote: Address | None = None
+    group: Address | None = None
     external: bool = False
     bound_ifindex: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What became of the packets that a tunnel device was given: sent on, without a way to its
+    remote, or with a way that leads back into the device itself."""
+
+    packets: int
+    no_way: int
+    circular: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,9 +177,10 @@ def encode_dump_links(kind: Kind, *, seq: int) -> bytes:
     return encode_message(Rtm.GETLINK, body, flags=Flag.REQUEST | Flag.DUMP, seq=seq)
 
 
-def encode_get_link(ifindex: int, *, seq: int) -> bytes:
-    """Ask for one device."""
-    mask = encode_attribute(_Ifla.EXT_MASK, struct.pack("=I", _RTEXT_FILTER_SKIP_STATS))
+def encode_get_link(ifindex: int, *, stats: bool = False, seq: int) -> bytes:
+    """Ask for one device, with or without its counters."""
+    wanted = 0 if stats else _RTEXT_FILTER_SKIP_STATS
+    mask = encode_attribute(_Ifla.EXT_MASK, struct.pack("=I", wanted))
     body = _IFINFOMSG.pack(0, 0, ifindex, 0, 0) + mask
     return encode_message(Rtm.GETLINK, body, flags=Flag.REQUEST, seq=seq)
 
@@ -171,19 +191,24 @@ def encode_dump_addresses(*, seq: int) -> bytes:
     return encode_message(Rtm.GETADDR, body, flags=Flag.REQUEST | Flag.DUMP, seq=seq)
 
 
-def encode_get_route(to: Address, *, seq: int) -> bytes:
-    """Ask which way a packet to an address would go."""
+def encode_get_route(to: Address, *, seq: int, source: Address | None = None) -> bytes:
+    """Ask which way a packet to an address would go, sent from `source` if that is given."""
     family = _AF_INET if to.version == 4 else _AF_INET6
-    body = _RTMSG.pack(family, to.max_prefixlen, 0, 0, 0, 0, 0, 0, _RTM_F_LOOKUP_TABLE)
-    return encode_message(
-        Rtm.GETROUTE, body + encode_attribute(_Rta.DST, to.packed), flags=Flag.REQUEST, seq=seq
-    )
+    source_bits = 0 if source is None else source.max_prefixlen
+    body = _RTMSG.pack(family, to.max_prefixlen, source_bits, 0, 0, 0, 0, 0, _RTM_F_LOOKUP_TABLE)
+    body += encode_attribute(_Rta.DST, to.packed)
+    if source is not None:
+        body += encode_attribute(_Rta.SRC, source.packed)
+    return encode_message(Rtm.GETROUTE, body, flags=Flag.REQUEST, seq=seq)
 
 
 def encode_new_overlay(
-    kind: Kind, *, name: str, vni: Vni, remote: Address, port: int, seq: int
+    kind: Kind, *, name: str, vni: Vni, remote: Address, port: int, up: bool = False, seq: int
 ) -> bytes:
-    """Make a tunnel device of one of OVERLAY_KINDS; raises Malformed for another."""
+    """Make a tunnel device of one of OVERLAY_KINDS; raises Malformed for another.
+
+    One that is `up` at once looks for no neighbours: what it is given, it sends.
+    """
     if kind not in _NEW_OVERLAY:
         raise Malformed(f"{kind} has no device")
     to, to6, port_kind = _NEW_OVERLAY[kind]
@@ -194,13 +219,45 @@ def encode_new_overlay(
     )
     info = encode_attribute(_INFO_KIND, kind.value.encode() + b"\0")
     info += encode_attribute(_INFO_DATA, details)
+    state = _IFF_UP | _IFF_NOARP if up else 0
     body = (
-        _IFINFOMSG.pack(0, 0, 0, 0, 0)
+        _IFINFOMSG.pack(0, 0, 0, state, state)
         + encode_attribute(_Ifla.IFNAME, name.encode() + b"\0")
         + encode_attribute(_Ifla.LINKINFO, info)
     )
     flags = Flag.REQUEST | Flag.ACK | Flag.CREATE | Flag.EXCL
     return encode_message(Rtm.NEWLINK, body, flags=flags, seq=seq)
+
+
+def encode_remove_link(name: str, *, seq: int) -> bytes:
+    """Remove a device."""
+    body = _IFINFOMSG.pack(0, 0, 0, 0, 0)
+    body += encode_attribute(_Ifla.IFNAME, name.encode() + b"\0")
+    return encode_message(Rtm.DELLINK, body, flags=Flag.REQUEST | Flag.ACK, seq=seq)
+
+
+def encode_new_address(ifindex: int, address: Address, *, prefix: int, seq: int) -> bytes:
+    """Give a device an address, in use at once, and a route to its neighbours."""
+    family = _AF_INET if address.version == 4 else _AF_INET6
+    body = _IFADDRMSG.pack(family, prefix, _IFA_F_NODAD, 0, ifindex)
+    body += encode_attribute(_Ifa.LOCAL, address.packed)
+    body += encode_attribute(_Ifa.ADDRESS, address.packed)
+    flags = Flag.REQUEST | Flag.ACK | Flag.CREATE | Flag.EXCL
+    return encode_message(Rtm.NEWADDR, body, flags=flags, seq=seq)
+
+
+def decode_sent(buffer: Buffer, message: Message) -> Sent:
+    """The counters of an RTM_NEWLINK message that was asked for with them; raises Malformed.
+
+    Tunnels count a packet without a way to the remote as an error of the carrier, and one whose
+    way is circular as a collision (geneve_xmit, vxlan_xmit_one).
+    """
+    found = _found(buffer, message.start + _IFINFOMSG.size, message.end)
+    raw = found.get(_Ifla.STATS64, b"")
+    if len(raw) < _STATS64.size:
+        raise Malformed(f"counters have {len(raw)} bytes")
+    counts = _STATS64.unpack_from(raw)
+    return Sent(counts[_TX_PACKETS], counts[_TX_CARRIER_ERRORS], counts[_COLLISIONS])
 
 
 def decode_link(buffer: Buffer, message: Message) -> Link:
@@ -227,18 +284,19 @@ def decode_link(buffer: Buffer, message: Message) -> Link:
             return link
 
 
-def decode_address(buffer: Buffer, message: Message) -> Address | None:
-    """The address of an RTM_NEWADDR message, None when it is unusable; raises Malformed.
+def decode_address(buffer: Buffer, message: Message) -> tuple[Address, int] | None:
+    """The address of an RTM_NEWADDR message and its device's ifindex, None when it is unusable;
+    raises Malformed.
 
     IFA_LOCAL is this host's end; IPv6 and broadcast links without a peer have IFA_ADDRESS alone.
     """
-    _, _, short_flags, _, _ = _fixed(_IFADDRMSG, buffer, message)
+    _, _, short_flags, _, ifindex = _fixed(_IFADDRMSG, buffer, message)
     found = _found(buffer, message.start + _IFADDRMSG.size, message.end)
     flags = _u32(found.get(_Ifa.FLAGS)) or short_flags
     raw = found.get(_Ifa.LOCAL) or found.get(_Ifa.ADDRESS)
     if raw is None or flags & _IFA_F_DADFAILED:
         return None
-    return _address(raw)
+    return _address(raw), ifindex
 
 
 def decode_route(buffer: Buffer, message: Message) -> Route:
@@ -278,6 +336,7 @@ def _vxlan(link: Link, data: Found) -> Link:
         vni=None if external else _vni(data.get(_Vxlan.ID)),
         local=_unicast(data.get(_Vxlan.LOCAL) or data.get(_Vxlan.LOCAL6)),
         remote=_unicast(data.get(_Vxlan.GROUP) or data.get(_Vxlan.GROUP6)),
+        group=_group(data.get(_Vxlan.GROUP) or data.get(_Vxlan.GROUP6)),
         external=external,
         bound_ifindex=_u32(data.get(_Vxlan.LINK)) or None,
     )
@@ -345,3 +404,9 @@ def _unicast(raw: bytes | None) -> Address | None:
     if address is None or address.is_unspecified or address.is_multicast:
         return None
     return address
+
+
+def _group(raw: bytes | None) -> Address | None:
+    """The address if it is a group."""
+    address = None if raw is None else _address(raw)
+    return address if address is not None and address.is_multicast else None

@@ -54,7 +54,7 @@ def test_what_would_leave_in_clear_is_dropped_and_counted(pair: tuple[Host, Host
     a, b = pair
     a.unprotect("out")
     assert not a.reaches(b.overlay)
-    assert a.drops().clear_out >= 3
+    assert a.drops().clear_out >= 1
     assert b.drops() == GuardDrops()
 
 
@@ -64,7 +64,7 @@ def test_what_arrives_in_clear_is_dropped_and_counted(pair: tuple[Host, Host]) -
     b.unprotect("in")  # the first layer of law 1 is gone: the guard is alone
     a.run("nft delete table inet tunsec")
     assert not a.reaches(b.overlay)
-    assert b.drops().clear_in >= 3
+    assert b.drops().clear_in >= 1
     b.run("nft delete table inet tunsec")
     b.unprotect("out")
     a.unprotect("in")
@@ -142,7 +142,7 @@ def test_a_device_moved_away_loses_its_mark(vxlan_pair: tuple[Host, Host]) -> No
         a.put_guard()
         ping = f"ip netns exec gc ping -c 3 -i 0.2 -W 1 {b.overlay}"
         assert " 3 received" not in run(ping, check=False)
-        assert a.drops().local_injection >= 3
+        assert a.drops().local_injection >= 1
         a.put_guard(tunnel_only=False)
         assert " 3 received" in run(ping, check=False)
         assert a.drops().clear_out == 0

@@ -8,7 +8,8 @@ import pytest
 from tunsec.adapters import aead_af_alg, aead_ktls
 from tunsec.adapters.aead_af_alg import AfAlg
 from tunsec.adapters.aead_ktls import KernelTls
-from tunsec.adapters.aead_speed import BOOT_ID, CACHE_NAME, Meter, aead_speeds, measure
+from tunsec.adapters.aead_speed import CACHE_NAME, Meter, aead_speeds, measure
+from tunsec.adapters.boot_file import BOOT_ID
 from tunsec.model.aead import Aead, AeadSpeed
 from tunsec.model.clock import Seconds
 from tunsec.model.errors import Unavailable

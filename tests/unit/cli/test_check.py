@@ -82,16 +82,16 @@ def test_json_of_a_good_policy(policy: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_json_of_a_bad_policy(policy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    policy.write_text(POLICY.replace("vxlan", "vxlan, offload: auto"))
+    policy.write_text(POLICY.replace("vxlan", "tcp, port: 7, mode: ktls"))
     assert tunsec("check", str(policy), "--json") == 1
     assert json.loads(capsys.readouterr().out) == {
         "file": str(policy),
         "good": False,
         "problems": [
             {
-                "where": f"{policy}:6: flows.overlay.offload",
-                "what": "'offload: auto' is not in this release",
-                "remedy": "use 'offload: none'",
+                "where": f"{policy}:6: flows.overlay.mode",
+                "what": "'mode: ktls' is not in this release",
+                "remedy": "use 'mode: esp'",
             }
         ],
     }

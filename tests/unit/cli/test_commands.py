@@ -48,7 +48,7 @@ def test_status_in_a_pipe_is_plain_and_aligned(
         "chacha20-poly1305 2m 5s 57m 55s 3 3.0 MiB 512 B 0"
     )
     assert columns.index("STATE") == red.index("INSTALLED") == backbone.index("BLOCKED")
-    others = "2 arriving in clear, 3 sent by local users"
+    others = "2 arriving in clear, 3 sent by local users, 4 from one tenant to another"
     assert notes == [
         "backbone db3: db3 has published no offer",
         f"guard: tenant-overlay: dropped 1 leaving in clear, {others}",
@@ -94,6 +94,43 @@ def test_status_tells_of_ike_sas_in_charons_words(
         "0000c00d 0000c00c (peer's), 0000c00f 0000c00e (rekeyed) "
         "no trusted ED25519 public key found for 'db2'"
     )
+
+
+def test_explain(where: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    packet = ("udp", "192.0.2.11:49152", "192.0.2.12:4789", "--vni", "0x29")
+    assert main(["explain", *packet, *where]) == Exit.OK
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[:4] == [
+        "out: udp 192.0.2.11:49152 > 192.0.2.12:4789 VNI 41",
+        "protected: flow tenant-overlay/red: leaves to db2 in ESP, SPI 0000c002",
+        "on the wire: 192.0.2.11 > 192.0.2.12: ESP(spi=0x0000c002)",
+        "rule: tenant-overlay/red: vxlan, udp port 4789, VNI 41 (tenant red)",
+    ]
+    assert (
+        "out 192.0.2.11/32 -> 192.0.2.12/32 udp dport 4789 protect 5453 0x81000000/0xff000000 "
+        "0000c002 tenant-overlay/red db2 2s ago yes"
+    ) in lines
+    assert (
+        "out 0000c002 tenant-overlay/red db2 ACTIVE yes chacha20-poly1305 2m 5s 7 512 B 7 "
+        "1024 ESN 0 - 2h"
+    ) in lines
+    assert lines[-2:] == [
+        "guard: drops what no SP protects: 3 so far (counter clear_out.tenant-overlay)",
+        "note: the underlay is small",
+    ]
+    assert main(["explain", "--json", *packet, *where]) == Exit.OK
+    assert json.loads(capsys.readouterr().out)["relations"][0]["sas"][0]["in_use"] is True
+
+
+def test_explain_of_what_is_not_protected(
+    where: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["explain", "backbone", *where]) == Exit.NO
+    assert capsys.readouterr().out.startswith("flow backbone\nblocked: 0 of 1\n")
+    assert main(["explain", "nothing", *where]) == Exit.USAGE
+    assert "there is no flow 'nothing' on this host" in capsys.readouterr().err
+    assert main(["explain", "udp", "192.0.2.11", *where]) == Exit.USAGE
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_plan_apply_reload_release(
@@ -276,14 +313,21 @@ def test_version_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["version"]) == Exit.OK
     assert main(["version", "--json"]) == Exit.OK
     assert capsys.readouterr().out == f'tunsec {__version__}\n{{"version":"{__version__}"}}\n'
-    for usage in ([], ["nothing"], ["wait", "--timeout", "-1"], ["wait", "--timeout", "soon"]):
+    for usage in (
+        [],
+        ["nothing"],
+        ["wait", "--timeout", "-1"],
+        ["wait", "--timeout", "soon"],
+        ["explain"],
+        ["explain", "x", "--vni", "y"],
+    ):
         with pytest.raises(SystemExit) as caught:
             main(usage)
         assert caught.value.code == Exit.USAGE
     capsys.readouterr()
 
 
-@pytest.mark.parametrize("command", ["check", "ca", "doctor", "status", "release"])
+@pytest.mark.parametrize("command", ["check", "ca", "doctor", "status", "explain", "release"])
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])

@@ -22,6 +22,15 @@ from tunsec.wire.control import (
     ReleaseReport,
     Status,
 )
+from tunsec.wire.control_explain import (
+    ExplainBody,
+    Explanation,
+    GuardReport,
+    Relation,
+    SaReport,
+    SpReport,
+    Verdict,
+)
 
 OVERLAY = FlowStatus(
     *("tenant-overlay", "vxlan", "db2", "red", "esp", "directory", "192.0.2.11", "192.0.2.12"),
@@ -35,6 +44,35 @@ OVERLAY = FlowStatus(
 BACKBONE = FlowStatus(
     *("backbone", "geneve", "db3", None, "esp", "directory", "2001:db8::11", "2001:db8::13"),
     *("BLOCKED", "db3 has published no offer", False),
+)
+
+SP = SpReport(
+    *("out", "192.0.2.11/32 -> 192.0.2.12/32 udp dport 4789", "protect", 5453, 9),
+    *("tenant-overlay/red db2", "0x81000000/0xff000000", "0x54000001", "0000c002", 2.0),
+)
+SA = SaReport(
+    *("out", "0000c002", "192.0.2.11", "192.0.2.12", "0x54000001", "chacha20-poly1305"),
+    state="ACTIVE",
+    in_use=True,
+    age=125.0,
+    used=2.0,
+    carried_bytes=512,
+    packets=7,
+    esn=True,
+    replay_window=1024,
+    sequence=7,
+    drops=0,
+    hard_after=7200.0,
+)
+EXPLANATION = Explanation(
+    "out: udp 192.0.2.11:49152 > 192.0.2.12:4789 VNI 41",
+    Verdict.PROTECTED,
+    "flow tenant-overlay/red: leaves to db2 in ESP, SPI 0000c002",
+    ("192.0.2.11 > 192.0.2.12: ESP(spi=0x0000c002)",),
+    (SP,),
+    (Relation(OVERLAY, "vxlan, udp port 4789, VNI 41 (tenant red)", 41, None, (SP,), (SA,)),),
+    (GuardReport("drops what no SP protects", "clear_out.tenant-overlay", 3),),
+    ("the underlay is small",),
 )
 
 
@@ -62,7 +100,7 @@ class FakeDaemon:
             directory=DirectoryStatus(
                 "file:/srv/tunsec", False, "Permission denied", 4, 2, {"stale": 1}
             ),
-            guard=GuardStatus(True, "", {"tenant-overlay": FlowDrops(1, 2, 3)}),
+            guard=GuardStatus(True, "", {"tenant-overlay": FlowDrops(1, 2, 3, 4)}),
             drift=DriftStatus(1, 2, 1),
             warnings=("the clock went back",),
         )
@@ -77,6 +115,12 @@ class FakeDaemon:
 
     def flows(self) -> tuple[FlowStatus, ...]:
         return self.status().flows
+
+    async def explain(self, body: ExplainBody) -> Explanation:
+        if body.flow is not None:
+            relation = replace(EXPLANATION.relations[0], status=BACKBONE, sps=(), sas=())
+            return Explanation(f"flow {body.flow}", Verdict.BLOCKED, "0 of 1", (), (), (relation,))
+        return EXPLANATION
 
     async def plan(self, policy: PolicyBody | None) -> PlanReport:
         if policy is None:

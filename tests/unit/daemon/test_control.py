@@ -15,13 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.daemon.control_fake import OVERLAY, Served, nobody, served
+from tests.unit.daemon.control_fake import EXPLANATION, OVERLAY, Served, nobody, served
 from tunsec.cli.client import Client, Failed
 from tunsec.cli.exits import Exit
 from tunsec.daemon import control, http
 from tunsec.daemon.control import Access
 from tunsec.model.errors import Bug, Refused, Unavailable
 from tunsec.wire.control import PolicyBody, ReleaseReport, Status, WaitReport, encode
+from tunsec.wire.control_explain import EspBody, ExplainBody, Verdict
 
 ROOT = Path(__file__).parents[3]
 
@@ -59,6 +60,8 @@ def everybody_protected(status: Status) -> Status:
 
 def test_every_endpoint_answers(server: Served, client: Client) -> None:
     assert client.status() == server.daemon.current
+    assert client.explain(ExplainBody(esp=EspBody("c002"))) == EXPLANATION
+    assert client.explain(ExplainBody(flow="backbone")).verdict == Verdict.BLOCKED
     assert client.plan(None).steps == ()
     assert client.plan(PolicyBody("good", "p.yaml")).flows_added == ("backbone",)
     assert client.apply(PolicyBody("good", "p.yaml")).changed
@@ -78,6 +81,9 @@ def test_metrics_are_prometheus_text(client: Client) -> None:
         'tunsec_guard_dropped_packets_total{flow="tenant-overlay",why="local_injection"} 3.0'
         in text
     )
+    assert (
+        'tunsec_guard_dropped_packets_total{flow="tenant-overlay",why="cross_tenant"} 4.0' in text
+    )
     assert 'tunsec_drift_repaired_total{what="sp"} 2.0' in text
     assert 'tunsec_records_refused_total{reason="stale"} 1.0' in text
 
@@ -89,6 +95,7 @@ def test_metrics_are_prometheus_text(client: Client) -> None:
         (lambda client: client.reload(), Exit.AWAY, "file system is away"),
         (lambda client: client.release("backbone"), Exit.REFUSED, "Operation not permitted"),
         (lambda client: client.release("nothing"), Exit.USAGE, "backbone, tenant-overlay"),
+        (lambda client: client.explain(ExplainBody("nothing")), Exit.USAGE, "no flow 'nothing'"),
         (lambda client: client.wait("nothing", 0), Exit.USAGE, "no flow 'nothing'"),
     ],
 )

@@ -6,9 +6,11 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
+from tests.sim.host import FakeLinks
 from tests.sim.kernel import FakeKernel
 from tests.unit.machines.one_pair import children
 from tunsec.daemon.install import DRAWS, DUMP_FROM, Installer, inbound_id, outbound_id
+from tunsec.daemon.offload import Offloads
 from tunsec.machines.facts import (
     Carried,
     InboundInstalled,
@@ -17,7 +19,7 @@ from tunsec.machines.facts import (
     OutboundSwitched,
     UsageRead,
 )
-from tunsec.machines.orders import InstallInbound, InstallOutbound, ReadUsage
+from tunsec.machines.orders import InstallInbound, InstallOutbound, PassOver, ReadUsage
 from tunsec.model.aead import Aead
 from tunsec.model.clock import Instant
 from tunsec.model.errors import Refused
@@ -92,8 +94,14 @@ class Bench:
         self.keys = Keys()
         self.children = {child.id: child for child in children(flows)}
         spis = iter([*first_spis, *range(0x1000, 0x9000)])
+        entropy = Draws(spis)
+        offloads = Offloads(kernel=self.kernel, links=FakeLinks((), self.kernel), entropy=entropy)
         self.installer = Installer(
-            kernel=self.kernel, keys=self.keys, entropy=Draws(spis), children=self.children.get
+            kernel=self.kernel,
+            keys=self.keys,
+            entropy=entropy,
+            children=self.children.get,
+            offloads=offloads,
         )
         for child in self.children.values():
             self.kernel.apply([AddSp(sp) for sp in inbound_sps(child)])
@@ -217,6 +225,16 @@ def test_the_sa_first_then_the_switch() -> None:
     bench.outbound(0x9002)
     assert bench.pinned() == 0x9002
     assert steps[-1].startswith("update SP")
+
+
+def test_what_was_passed_over_is_refused_for_good() -> None:
+    bench = Bench()
+    bench.installer.pass_over(PassOver((Keyed(bench.child.id, Spi(0x9001), AEAD, OWN, PEER),)))
+    answer = bench.outbound(0x9001)
+    assert answer.sas == ()
+    assert "passed over" in answer.refused[0].reason
+    bench.outbound(0x9002)
+    assert bench.pinned() == 0x9002
 
 
 def test_a_key_is_made_once_whatever_is_read_again() -> None:

@@ -1,7 +1,9 @@
 """What a daemon answers for: policies come and go, nothing opens without a release."""
 
 from tunsec.daemon.scope import Scope
+from tunsec.model.flow import Kind
 from tunsec.model.names import FlowName, HostName
+from tunsec.model.overlay import LookupFault
 from tunsec.model.sp import SpAction
 from tunsec.plan.image import Image
 from tunsec.policy.desired import Held, inbound_sps
@@ -44,6 +46,20 @@ def test_the_quickest_flow_sets_the_pace_of_offers() -> None:
     assert rule is not None
     assert rule.after == 300.0
     assert rule.lifetime == 8 * 3600.0
+
+
+def test_what_the_kernel_cannot_protect_stays_blocked() -> None:
+    whole = scope(ONE, TWO)
+    assert whole.tunnels == ((Kind.VXLAN, 4), (Kind.VXLAN, 6))
+    fault = LookupFault(Kind.VXLAN, 6, "no look-up by port")
+    part = whole.with_faults([fault])
+    assert {child.id.local.version for child in part.children} == {4}
+    assert {(child.id.local.version, why) for child, why in part.unable} == {(6, fault.reason)}
+    assert {child.id for child, _ in part.unable} | {child.id for child in part.children} == {
+        child.id for child in whole.children
+    }
+    assert (part.blocks, part.guarded) == (whole.blocks, whole.guarded)
+    assert part.with_policy(policy(TWO), "next").unable, "it is the same kernel"
 
 
 def test_what_a_policy_drops_stays_blocked_until_released() -> None:

@@ -71,6 +71,7 @@ def received(draw: st.DrawFn) -> Receives:
         aead=draw(st.sampled_from(Aead)),
         author_offer=OfferSeq(draw(sequences)),
         reader_offer=OfferSeq(draw(sequences)),
+        esn=draw(st.booleans()),
     )
 
 

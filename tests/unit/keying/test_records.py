@@ -192,6 +192,8 @@ GOOD = ("f", None, "192.0.2.1", "192.0.2.2", 256, "aes-128-gcm", 7, 8)
         change("heard", None),
         row(*GOOD[:-1]),
         row(*GOOD, 1),
+        row(*GOOD, 64),
+        row(*GOOD, 32, 32),
         row("", *GOOD[1:]),
         row("f", "", *GOOD[2:]),
         row("f", None, "2001:db8::1", *GOOD[3:]),

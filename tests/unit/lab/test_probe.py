@@ -23,6 +23,9 @@ def test_in_order() -> None:
         "received": 3,
         "duplicated": 0,
         "reordered": 0,
+        "gaps": [],
+        "first_at": MILLISECOND,
+        "last_at": 3 * MILLISECOND,
         "longest_gap_ms": 1.0,
         "longest_delay_ms": 0.0,
     }

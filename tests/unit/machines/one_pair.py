@@ -25,6 +25,7 @@ from tunsec.machines.orders import (
     BlockOutbound,
     InstallInbound,
     InstallOutbound,
+    PassOver,
     PublishRecord,
     ReadUsage,
     RemoveInbound,
@@ -118,7 +119,8 @@ class OnePair:
                 (), tuple(NotInstalled(keyed.child, self.refuse_outbound) for keyed in sas)
             )
         known = {flow.child.id for flow in self.state.flows.values()}
-        taken = [keyed for keyed in sas if keyed.child in known]
+        passed = {keyed for one in self.orders if isinstance(one, PassOver) for keyed in one.sas}
+        taken = [keyed for keyed in sas if keyed.child in known and keyed not in passed]
         for keyed in taken:
             self.outbound[keyed.spi] = keyed.child
             self.pinned[keyed.child] = keyed.spi

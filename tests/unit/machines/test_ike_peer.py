@@ -68,7 +68,7 @@ def test_a_peer_without_tunsec_counts_through_rekeys() -> None:
 
 def test_the_other_host_waits_for_its_turn_and_no_longer() -> None:
     one = OneConnection(first=False).begin()
-    one.wait(1.9)
+    one.wait(ike_peer.HELP_AFTER - 0.1)
     assert one.ordered(Initiate) == []
     one.wait(0.2)
     assert len(one.ordered(Initiate)) == 1
@@ -347,7 +347,7 @@ def test_charon_is_asked_to_delete_what_lost_its_sas() -> None:
     assert lost is not None
     del one.kernel[lost.spi_in, True]
     one.tell(SaGone(one.child, lost.spi_in, True))
-    one.wait(2)
+    one.wait(ike_flow.ASK_AFTER + 0.1)
     assert TerminateChild(lost.ike, lost.id) in one.orders
 
 

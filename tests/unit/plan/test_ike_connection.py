@@ -30,7 +30,7 @@ from tunsec.model.ike import (
     Unique,
 )
 from tunsec.model.ike_sa import Algorithms
-from tunsec.model.names import FlowName, HostName, Reqid, TenantName
+from tunsec.model.names import FlowName, HostName, Mark, Reqid, TenantName
 from tunsec.model.ownership import REQID_FIRST
 from tunsec.model.selector import TCP, UDP, PortMatch, Selector
 from tunsec.plan.ike_connection import (
@@ -206,6 +206,16 @@ def test_the_two_ends_of_a_connection_fit() -> None:
         assert one == replace(other, local=other.remote, remote=other.local)
         assert one.label == one.name
     assert not mirrored
+
+
+def test_what_a_tenants_sas_decrypt_bears_its_mark() -> None:
+    """Outbound it is the SPs that look at the mark; the SA is pinned by its SPI."""
+    mark = Mark(0x8100_0000, 0xFF00_0000)
+    asked = connection(child(), replace(child(tenant="red"), mark=mark))
+    by_mark = {one.set_mark_in: one for one in asked.children}
+    assert set(by_mark) == {None, mark}
+    for one in asked.children:
+        assert (one.mark_in, one.mark_out, one.set_mark_out) == (None, None, None)
 
 
 def test_nothing_of_charons_own_will_is_left() -> None:

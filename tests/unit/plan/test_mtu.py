@@ -6,7 +6,14 @@ from hypothesis import strategies as st
 
 from tunsec.model.aead import Aead
 from tunsec.model.flow import Kind
-from tunsec.plan.mtu import mtu_warning, overlay_mtu, overlay_overhead, protected_size
+from tunsec.plan.mtu import (
+    mtu_warning,
+    overlay_mtu,
+    overlay_overhead,
+    protected_size,
+    roce_mtu,
+    roce_size,
+)
 
 VERSIONS = st.sampled_from([4, 6])
 AEADS = st.sampled_from(Aead)
@@ -77,3 +84,18 @@ def test_geneve_options_take_their_room() -> None:
         )
         == 1408
     )
+
+
+@pytest.mark.parametrize(
+    ("underlay", "offered"),
+    [(335, None), (336, 256), (1500, 1024), (2127, 1024), (2128, 2048), (4176, 4096), (9000, 4096)],
+)
+def test_soft_roce_offers_what_fits_with_its_own_headers(
+    underlay: int, offered: int | None
+) -> None:
+    assert roce_mtu(underlay) == offered
+
+
+@pytest.mark.parametrize(("version", "size"), [(4, 1124), (6, 1144)])
+def test_a_full_size_write_in_esp(version: int, size: int) -> None:
+    assert roce_size(1024, version=version, aead=Aead.AES_128_GCM) == size

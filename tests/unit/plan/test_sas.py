@@ -1,6 +1,7 @@
 """Lifetimes: who asks first, who ends first."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,8 @@ from tunsec.model.aead import Aead
 from tunsec.model.clock import Seconds
 from tunsec.model.flow import Child, RekeyRule
 from tunsec.model.names import Spi
-from tunsec.model.sa import Lifetimes
+from tunsec.model.sa import Lifetimes, Offload, OffloadKind
+from tunsec.model.underlay import Nic
 from tunsec.plan.sas import inbound_sa, lifetimes, outbound_sa
 from tunsec.policy.desired import desired
 
@@ -84,3 +86,16 @@ def test_both_ends_of_an_sa_agree(aead: Aead) -> None:
         assert sa.reqid == child.reqid
         assert sa.replay.esn
         assert sa.replay.window == child.replay_window
+
+
+def test_a_nic_that_carries_whole_packets_has_a_narrow_window() -> None:
+    child = _child()
+    for kind, window in ((OffloadKind.CRYPTO, child.replay_window), (OffloadKind.PACKET, 256)):
+        nic = Nic(kind, 7, "nic0")
+        for make, inbound in ((inbound_sa, True), (outbound_sa, False)):
+            sa = make(child, Spi(0x1000), aead=Aead.AES_128_GCM, key=None, nic=nic)
+            assert sa.offload == Offload(kind, 7, inbound)
+            assert sa.replay.window == window
+            assert sa.replay.esn
+    short = replace(child, esn=False)
+    assert not inbound_sa(short, Spi(0x1000), aead=Aead.AES_128_GCM, key=None).replay.esn

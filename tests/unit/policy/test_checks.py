@@ -20,6 +20,14 @@ def flow_contradictions(flow: str) -> list[str]:
     ("flow", "problem"),
     [
         (
+            "{kind: vxlan, between: [db1, db2], offload: crypto, aead: chacha20-poly1305}",
+            (
+                "x.aead: no NIC offloads chacha20-poly1305, and 'offload: crypto' lets nothing "
+                "else do the work (use 'aead: auto' or aes-128-gcm or aes-256-gcm, or "
+                "'offload: none')"
+            ),
+        ),
+        (
             "{kind: vxlan, between: [db1, db9]}",
             (
                 "x.between[1]: 'db9' is neither a host nor a service address of this policy "

@@ -4,7 +4,7 @@ import ipaddress
 from collections.abc import Mapping
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.policy.written import HEAD, intents
@@ -70,7 +70,6 @@ def mirrored(child_id: ChildId, *, host: HostName) -> ChildId:
     return ChildId(host, child_id.flow, child_id.tenant, child_id.remote, child_id.local)
 
 
-@settings(deadline=None)
 @given(intents())
 def test_two_hosts_mirror_each_other(intent: Intent) -> None:
     parts = {host.name: desired_of(intent, host.name) for host in intent.hosts}
@@ -89,7 +88,6 @@ def test_two_hosts_mirror_each_other(intent: Intent) -> None:
             assert all(any(covers(out, into) for out in child.outbound) for into in twin.inbound)
 
 
-@settings(deadline=None)
 @given(intents())
 def test_no_two_children_share_a_reqid_or_an_sp(intent: Intent) -> None:
     for host in intent.hosts:
@@ -98,7 +96,6 @@ def test_no_two_children_share_a_reqid_or_an_sp(intent: Intent) -> None:
         assert len({child.id for child in children}) == len(children)
 
 
-@settings(deadline=None)
 @given(intents())
 def test_under_every_protecting_sp_lies_a_block(intent: Intent) -> None:
     for host in intent.hosts:
@@ -114,7 +111,6 @@ def test_under_every_protecting_sp_lies_a_block(intent: Intent) -> None:
             assert all(block.priority > sp.priority for block in below)
 
 
-@settings(deadline=None)
 @given(intents())
 def test_blocks_do_not_depend_on_the_own_addresses(intent: Intent) -> None:
     """A packet from an address that the policy does not list must not slip past."""
@@ -124,7 +120,6 @@ def test_blocks_do_not_depend_on_the_own_addresses(intent: Intent) -> None:
             assert own[block.id.direction].prefixlen == 0
 
 
-@settings(deadline=None)
 @given(intents())
 def test_every_address_of_every_peer_is_blocked_and_guarded(intent: Intent) -> None:
     for host in intent.hosts:
@@ -147,7 +142,6 @@ def test_every_address_of_every_peer_is_blocked_and_guarded(intent: Intent) -> N
                 } == {SpDirection.IN, SpDirection.OUT}
 
 
-@settings(deadline=None)
 @given(intents())
 def test_strangers_are_blocked_where_the_flow_says_so_and_nowhere_else(intent: Intent) -> None:
     for host in intent.hosts:
@@ -183,7 +177,6 @@ def far_end(block: Sp) -> Network:
     return selector.dst if block.id.direction is SpDirection.OUT else selector.src
 
 
-@settings(deadline=None)
 @given(intents())
 def test_everything_is_sorted_ours_and_stands_once(intent: Intent) -> None:
     for host in intent.hosts:
@@ -196,7 +189,6 @@ def test_everything_is_sorted_ours_and_stands_once(intent: Intent) -> None:
         assert all(is_our_sp(sp) for child in part.children for sp in protects(child))
 
 
-@settings(deadline=None)
 @given(intents())
 def test_templates_point_the_way_of_their_sp(intent: Intent) -> None:
     for child in desired_of(intent, intent.hosts[0].name).children:
@@ -223,7 +215,6 @@ ids_of_children = st.builds(
 reqids = st.integers(REQID_FIRST - 1, REQID_FIRST + 3).map(Reqid)
 
 
-@settings(deadline=None)
 @given(st.lists(ids_of_children, unique=True), st.dictionaries(ids_of_children, reqids))
 def test_reqids_are_kept_and_never_shared(ids: list[ChildId], held: dict[ChildId, Reqid]) -> None:
     assigned = assign_reqids(ids, held)

@@ -2,7 +2,7 @@
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tunsec.policy.document import MAX_BYTES, MAX_VALUES, read_document
@@ -105,14 +105,12 @@ def test_a_file_that_is_too_large_is_not_read() -> None:
     assert flaw_of("a" * (MAX_BYTES + 1))[1] == f"the file has more than {MAX_BYTES} bytes"
 
 
-@settings(deadline=None)
 @given(st.text(alphabet=st.sampled_from("ab:-[]{}&*!|>'\"#%@?,~ \n\t\\x0\ud800\x00é"), max_size=60))
 def test_no_text_makes_it_raise(text: str) -> None:
     document = read_document(text)
     assert document.flaws or document.value is not None
 
 
-@settings(deadline=None)
 @given(
     st.recursive(
         st.integers(-(10**9), 10**9)

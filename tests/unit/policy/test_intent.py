@@ -1,7 +1,7 @@
 """Policy text -> Intent: defaults, inheritance, digest."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from tests.unit.policy.written import HEAD, document_pairs
 from tunsec.model.aead import Aead
@@ -10,6 +10,7 @@ from tunsec.model.errors import PolicyError
 from tunsec.model.flow import Keying, Mode, OffloadWish, OnReconnect, RekeyRule
 from tunsec.model.ike import IkeAuth, IkeRules, Revocation
 from tunsec.model.names import Mark
+from tunsec.plan.sas import lifetimes
 from tunsec.policy.intent import Flow, Marks, parse_policy
 from tunsec.policy.values import LocalSenders, OtherTenants, Ppk, Strangers
 
@@ -52,6 +53,7 @@ def test_every_default_is_filled_in() -> None:
         other_tenants=OtherTenants.SHARED,
         on_reconnect=OnReconnect.KEEP,
         offload=OffloadWish.NONE,
+        esn=True,
         local_senders=LocalSenders.TUNNEL_ONLY,
         strangers=Strangers.BLOCKED,
     )
@@ -101,6 +103,29 @@ def test_hard_is_eight_times_after_but_ten_minutes_at_least(rekey: str, hard: fl
     assert rekey_of(rekey).hard_after == hard
 
 
+def test_a_nic_that_must_do_the_work_gets_an_aead_that_it_knows() -> None:
+    for wish in ("crypto", "packet"):
+        flow = flow_of(f"{{kind: vxlan, between: [db1, db2], offload: {wish}}}")
+        assert flow.aeads == (Aead.AES_128_GCM, Aead.AES_256_GCM)
+    assert flow_of("{kind: vxlan, between: [db1, db2], offload: auto}").aeads == tuple(Aead)
+
+
+@pytest.mark.parametrize(
+    ("packets", "soft"), [("none", 2**31), ("4294967296", 2**31), ("1000000000", 10**9)]
+)
+def test_short_sequence_numbers_end_before_they_run_out(packets: str, soft: int) -> None:
+    flow = flow_of(
+        "{kind: vxlan, between: [db1, db2], sequence_numbers: 32-bit, "
+        f"rekey: {{packets: {packets}}}}}"
+    )
+    assert flow.esn is False
+    assert flow.rekey.soft_packets == soft
+    for inbound in (True, False):
+        hard = lifetimes(flow.rekey, inbound=inbound).hard_packets
+        assert hard is not None
+        assert hard < 2**32
+
+
 def test_marks_and_ppk() -> None:
     flows = "flows:\n  x: {kind: vxlan, between: [db1, db2]}\n"
     usual = parse_policy(f"{HEAD}{flows}", "p")
@@ -148,7 +173,6 @@ def test_a_host_that_the_policy_does_not_name() -> None:
     assert str(problem) == "host bd1: the policy does not name it (did you mean 'db1'?)"
 
 
-@settings(deadline=None)
 @given(document_pairs())
 def test_order_and_style_mean_nothing(pair: tuple[str, str]) -> None:
     one, other = (parse_policy(text, "p") for text in pair)

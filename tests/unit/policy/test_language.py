@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.policy.written import HEAD, documents, flow_problems, problems_of
@@ -293,7 +293,6 @@ junk_values = st.sampled_from(
 )
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_no_document_makes_it_raise_anything_but_policy_errors(data: st.DataObject) -> None:
     document = data.draw(documents())
@@ -325,7 +324,6 @@ def test_no_document_makes_it_raise_anything_but_policy_errors(data: st.DataObje
     assert all(problem.what and problem.remedy for problem in found)
 
 
-@settings(deadline=None)
 @given(documents())
 def test_what_hypothesis_calls_good_is_good(document: dict[str, Any]) -> None:
     assert {flow.name for flow in parse_policy(yaml.safe_dump(document), "p").flows} == set(

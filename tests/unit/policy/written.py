@@ -141,6 +141,7 @@ def _flow(kind: Kind, *, draw: st.DrawFn, hosts: list[str]) -> Flow:
         other_tenants=OtherTenants.SHARED,
         on_reconnect=OnReconnect.KEEP,
         offload=OffloadWish.NONE,
+        esn=True,
         local_senders=LocalSenders.TUNNEL_ONLY,
         strangers=draw(st.sampled_from(Strangers))
         if ON_WIRE[kind].has_networks

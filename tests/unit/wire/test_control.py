@@ -5,7 +5,7 @@ import json
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunsec.model.errors import Problem
@@ -29,10 +29,13 @@ from tunsec.wire.control import (
     decode,
     encode,
 )
+from tunsec.wire.control_explain import EspBody, ExplainBody, Explanation, PacketBody, SpReport
 
 SHAPES = (
     ApplyReport,
     ErrorBody,
+    ExplainBody,
+    Explanation,
     PlanReport,
     PolicyBody,
     ReleaseBody,
@@ -45,7 +48,7 @@ SHAPES = (
 text = st.text(max_size=8)
 counts = st.integers(0, 2**64 - 1)
 spans = st.floats(0, 1e9)
-drops = st.builds(FlowDrops, counts, counts, counts)
+drops = st.builds(FlowDrops, counts, counts, counts, counts)
 flow = st.builds(FlowStatus, *[text] * 3, st.none() | text, *[text] * 6, st.booleans())
 bodies: dict[type, st.SearchStrategy[object]] = {
     Status: st.builds(
@@ -63,12 +66,29 @@ bodies: dict[type, st.SearchStrategy[object]] = {
     ErrorBody: st.builds(
         ErrorBody, text, text, st.lists(st.builds(Problem, text, text, text)).map(tuple)
     ),
+    ExplainBody: st.builds(
+        ExplainBody,
+        st.none() | text,
+        st.none() | text,
+        st.none() | st.builds(PacketBody, text, text, text, st.none() | counts, st.none() | counts),
+        st.none() | st.builds(EspBody, text, st.none() | text),
+    ),
+    Explanation: st.builds(
+        Explanation,
+        *[text] * 3,
+        st.lists(text, max_size=2).map(tuple),
+        st.lists(
+            st.builds(SpReport, *[text] * 3, counts, counts, text, used=st.none() | spans),
+            max_size=2,
+        ).map(tuple),
+    ),
     WaitBody: st.builds(WaitBody, st.none() | text, spans),
     ReleaseBody: st.builds(ReleaseBody, st.none() | text),
 }
 
 
 @pytest.mark.parametrize("shape", bodies, ids=lambda shape: shape.__name__)
+@settings(deadline=None)
 @given(data=st.data())
 def test_what_is_said_is_understood(shape: type, data: st.DataObject) -> None:
     body = data.draw(bodies[shape])

@@ -2,6 +2,7 @@
 
 import ipaddress
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -9,8 +10,15 @@ from hypothesis import strategies as st
 
 from tunsec.model.errors import Bug, Refused
 from tunsec.model.flow import Kind
-from tunsec.model.guard import Guard, GuardDrops, GuardedFlow, TunnelDevice
-from tunsec.model.names import FlowName, Mark
+from tunsec.model.guard import (
+    Guard,
+    GuardDrops,
+    GuardedFlow,
+    TenantMark,
+    TunnelDevice,
+    VniMarks,
+)
+from tunsec.model.names import FlowName, Mark, TenantName, Vni
 from tunsec.model.selector import ICMP, TCP, UDP
 from tunsec.wire.nft_text import (
     INET_TABLE,
@@ -41,6 +49,17 @@ flows = st.builds(
     tunnel_only=st.booleans(),
     strangers_blocked=st.booleans(),
     gated=st.booleans(),
+    tenants=st.lists(
+        st.builds(
+            TenantMark,
+            tenant=st.just(TenantName("t")),
+            vni=st.integers(0, 2**24 - 1).map(Vni),
+            mark=marks,
+        ),
+        max_size=3,
+        unique_by=lambda one: one.vni,
+    ).map(tuple),
+    others=st.none() | marks,
 )
 devices = st.builds(
     TunnelDevice,
@@ -230,3 +249,78 @@ def test_the_boot_script_starts_from_nothing() -> None:
     lines = boot_script(guard_of()).splitlines()
     assert lines[:2] == ["add table inet tunsec", "delete table inet tunsec"]
     assert not any(NETDEV_TABLE in line for line in lines)
+
+
+RED = TenantMark(TenantName("red"), Vni(41), Mark(0x8100_0000, 0xFF00_0000))
+BLUE = TenantMark(TenantName("blue"), Vni(42), Mark(0x8200_0000, 0xFF00_0000))
+OTHERS = Mark(0xFE00_0000, 0xFF00_0000)
+TUNNEL = Mark(0x8000_0000, 0x8000_0000)
+NOBODY = "meta mark set meta mark & 0x80ffffff | 0x80000000"
+DEVICES = {
+    name: TunnelDevice(name, number, Kind.VXLAN, 4789, None if vni is None else Vni(vni))
+    for number, (name, vni) in enumerate((("vx41", 41), ("vx43", 43), ("vxe", None)), start=1)
+}
+
+
+def tenants(**changes: object) -> Guard:
+    """A guard with two tenants, one device of red's, one of nobody's and an external one."""
+    (flow,) = guard_of(strangers_blocked=True, tenants=(RED, BLUE), **changes).flows
+    return Guard((flow,), tuple(DEVICES.values()), TUNNEL)
+
+
+def marking(guard: Guard) -> dict[str, str]:
+    """What the egress of each device does."""
+    table = guard_ruleset(guard)[NETDEV_TABLE]
+    return {name: table[f"chain mark.{one.ifindex}"][1] for name, one in DEVICES.items()}
+
+
+def test_a_device_marks_for_its_tenant_and_all_else_is_nobodys() -> None:
+    assert marking(tenants()) == {
+        "vx41": "meta mark set meta mark & 0x81ffffff | 0x81000000",
+        "vx43": NOBODY,
+        "vxe": NOBODY,
+    }
+    assert tenants().vni_marks(DEVICES["vx41"]) == VniMarks("vx41", 1)
+    by_vni = ((Vni(41), RED.mark), (Vni(42), BLUE.mark))
+    assert tenants().vni_marks(DEVICES["vxe"]) == VniMarks("vxe", 3, by_vni)
+
+
+def test_vnis_that_share_keys_share_a_mark() -> None:
+    guard = tenants(others=OTHERS)
+    assert marking(guard)["vx43"] == "meta mark set meta mark & 0xfeffffff | 0xfe000000"
+    assert marking(guard)["vxe"] == NOBODY, "tc marks them, each VNI in its turn"
+    assert guard.vni_marks(DEVICES["vxe"]).others == OTHERS
+
+
+def test_a_device_of_several_flows_knows_the_tenants_of_all() -> None:
+    (first,) = tenants().flows
+    green = TenantMark(TenantName("green"), Vni(43), Mark(0x8300_0000, 0xFF00_0000))
+    former = replace(first, flow=FlowName("x"), tenants=(green, replace(RED, mark=OTHERS)))
+    marked = marking(Guard((first, former), tuple(DEVICES.values()), TUNNEL))
+    assert marked["vx41"].endswith("| 0x81000000")
+    assert marked["vx43"].endswith("| 0x83000000")
+
+
+def test_a_device_of_flows_without_tenants_bears_the_tunnel_mark_alone() -> None:
+    guard = replace(guard_of(), devices=tuple(DEVICES.values()), tunnel_mark=TUNNEL)
+    assert set(marking(guard).values()) == {"meta mark set meta mark | 0x80000000"}
+    assert guard.vni_marks(DEVICES["vxe"]) == VniMarks("vxe", 3)
+
+
+def test_what_crosses_from_tenant_to_tenant_is_dropped_and_counted() -> None:
+    def crossing(guard: Guard) -> list[str]:
+        rules = guard_ruleset(guard)[INET_TABLE]["chain input"]
+        return [rule for rule in rules if "cross_tenant" in rule]
+
+    drop = 'counter name "cross_tenant.overlay" drop'
+    own = [
+        f"udp dport 4789 meta mark & 0xff000000 == 0x81000000 @th,96,24 != 0x29 {drop}",
+        f"udp dport 4789 meta mark & 0xff000000 == 0x82000000 @th,96,24 != 0x2a {drop}",
+    ]
+    assert crossing(tenants()) == own
+    assert crossing(tenants(others=OTHERS)) == [
+        *own,
+        "udp dport 4789 meta mark & 0xff000000 == 0xfe000000 @th,96,24 { 0x29, 0x2a } " + drop,
+    ]
+    assert "counter cross_tenant.overlay" in guard_ruleset(tenants())[INET_TABLE]
+    assert crossing(guard_of()) == []

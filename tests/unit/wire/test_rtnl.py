@@ -81,7 +81,8 @@ def test_other_devices_are_just_devices() -> None:
 
 def test_a_group_is_no_peer() -> None:
     data = VXLAN + encode_attribute(2, bytes([239, 1, 1, 1]))
-    assert decoded(link_message("vxlan", data)).remote is None
+    found = decoded(link_message("vxlan", data))
+    assert (found.remote, found.group) == (None, ipaddress.ip_address("239.1.1.1"))
 
 
 def test_a_route_that_leads_nowhere_has_no_device() -> None:

@@ -2,7 +2,7 @@
 
 import ipaddress
 
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from tunsec.model.aead import Aead
@@ -23,7 +23,7 @@ from tunsec.model.secret import Secret
 from tunsec.model.selector import ANY_PORT, PortMatch, Selector, any_network
 from tunsec.model.sp import Sp, SpAction, SpDirection, SpId, Template
 
-patient = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+patient = settings(max_examples=60)
 """For a busy machine: a slow example is no failure."""
 
 u16 = st.integers(0, 0xFFFF)

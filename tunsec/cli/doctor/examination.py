@@ -41,6 +41,8 @@ def _host(options: Options, part: Part | None, user: User) -> list[Finding]:
             found.append(host.check_addresses(part))
             found += host.check_identity(options.identity, part, wall_now=now)
             found += host.check_devices(part)
+            found += host.check_rdma(part)
+            found += host.check_offload(part)
         written = host.own_files(options.policy, options.state)
         found.append(host.check_clock(options.identity, written, wall_now=now))
         found.append(host.check_folder(options.run, "run-folder"))

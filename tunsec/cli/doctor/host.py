@@ -19,13 +19,22 @@ from tunsec.adapters.identity import CERT, PPK, load_identity
 from tunsec.adapters.key_files import load_certificates
 from tunsec.adapters.links import HostLinks
 from tunsec.adapters.psk_file import read_psk
+from tunsec.adapters.rdma import HostRdma
 from tunsec.cli.check import read_policy
 from tunsec.cli.doctor.finding import Finding, Group, Verdict, ok, problem, told, warning
 from tunsec.cli.doctor.part import Part
 from tunsec.model.clock import Seconds, WallTime
 from tunsec.model.errors import PolicyError, TunsecError
+from tunsec.model.flow import Kind, OffloadWish
 from tunsec.model.names import HostName
-from tunsec.plan.devices import mtu_warnings, uncovered_devices
+from tunsec.model.underlay import EspFeature, Underlay
+from tunsec.plan.devices import (
+    group_warnings,
+    mtu_warnings,
+    uncovered_devices,
+    ways_wanted,
+)
+from tunsec.plan.rdma import REMEDY, bypassed, roce_warnings
 from tunsec.policy.intent import parse_policy
 from tunsec.policy.values import Ppk
 
@@ -169,23 +178,76 @@ def _try_directory(folder: Path) -> Finding:
 
 
 def check_devices(part: Part) -> Iterator[Finding]:
-    """Tunnel devices without room for ESP, and those that no flow covers."""
+    """Tunnel devices without room for ESP, those with a group, and those that no flow covers."""
     guarded, children = part.desired.guarded, part.desired.children
     try:
         with HostLinks() as links:
             devices = links.overlay_devices()
+            ways = {peer: links.underlay_mtu(peer) for peer in ways_wanted(guarded, devices)}
     except TunsecError as error:
         yield problem(HOST, "tunnels", str(error), "tunsec needs rtnetlink")
         return
-    tight = mtu_warnings(guarded, devices)
+    tight = mtu_warnings(guarded, devices, ways)
+    floods = group_warnings(guarded, devices)
     bare = uncovered_devices(guarded, children, devices)
     for text in tight:
         yield warning(HOST, "tunnels", text, "docs/operations.md, MTU of tunnel devices")
     for text in bare:
         yield warning(HOST, "tunnels", text, "declare a flow with this port")
-    if not tight and not bare:
+    for text in floods:
+        yield warning(HOST, "tunnels", text, "docs/policy.md, Strangers")
+    if not (tight or bare or floods):
         names = ", ".join(device.name for device in devices)
         yield ok(HOST, "tunnels", names or "no tunnel device is there yet")
+
+
+def check_rdma(part: Part) -> Iterator[Finding]:
+    """RDMA devices that send past the kernel, and RoCE packets without room for ESP."""
+    roce = [child for child in part.desired.children if child.kind is Kind.ROCEV2]
+    if not roce:
+        return
+    try:
+        devices = HostRdma().devices()
+        with HostLinks() as links:
+            holders = links.addresses()
+            underlay = {child.id.remote: links.underlay_mtu(child.id.remote) for child in roce}
+    except TunsecError as error:
+        yield problem(HOST, "rdma", str(error), "tunsec needs sysfs and rtnetlink")
+        return
+    past, tight = bypassed(roce, devices, holders), roce_warnings(roce, underlay)
+    for text in dict.fromkeys(past.values()):
+        yield problem(HOST, "rdma", text.removesuffix(f"; {REMEDY}"), REMEDY)
+    for text in tight:
+        yield warning(HOST, "rdma", text, "docs/operations.md, RoCE")
+    if not past and not tight:
+        names = ", ".join(device.name for device in devices if device.roce)
+        yield ok(HOST, "rdma", names or "no RoCE device is there yet")
+
+
+def check_offload(part: Part) -> Iterator[Finding]:
+    """What the devices to the peers say of ESP, beside what the policy wishes of them. Whether they
+    take an SA is tried by the daemon, which alone has keys to spare; see its status."""
+    wishes: dict[Underlay, set[OffloadWish]] = {}
+    try:
+        with HostLinks() as links:
+            for child in part.desired.children:
+                device = links.underlay(child.id.local, child.id.remote)
+                if device is not None:
+                    wishes.setdefault(device, set()).add(child.offload)
+    except TunsecError as error:
+        yield problem(HOST, "offload", str(error), "tunsec needs rtnetlink")
+        return
+    for device, wished in sorted(wishes.items(), key=lambda one: one[0].name):
+        must = sorted(wished & {OffloadWish.CRYPTO, OffloadWish.PACKET})
+        if device.esp is EspFeature.ON:
+            yield ok(HOST, "offload", f"{device.name} offloads ESP")
+        elif not must:
+            yield ok(HOST, "offload", f"{device.name} leaves ESP to the CPU")
+        else:
+            found = f"{device.name}: esp-hw-offload is {device.esp}, wished: {', '.join(must)}"
+            off = device.esp is EspFeature.OFF
+            switch = f"ethtool -K {device.name} esp-hw-offload on"
+            yield problem(HOST, "offload", found, switch if off else "'offload: auto' or 'none'")
 
 
 def _moment(seconds: float) -> str:

@@ -5,7 +5,8 @@ Each attempt is what tunsecd does later: written, read back, removed. No version
 
 import ipaddress
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import closing
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -17,13 +18,15 @@ from tunsec.adapters.nft import NftGuard
 from tunsec.adapters.scratch_namespace import scratch_namespace
 from tunsec.adapters.sockets import SocketEvents, Sockets
 from tunsec.adapters.syn_queue import SynQueue
+from tunsec.adapters.tc import TcMarks
+from tunsec.adapters.tunnel_lookup import try_lookup
 from tunsec.adapters.xfrm import XfrmKernel
 from tunsec.cli.doctor.finding import Finding, Group, ok, problem, warning
 from tunsec.cli.doctor.part import Part
 from tunsec.model.aead import Aead, AeadSpeed
 from tunsec.model.errors import TunsecError, Unavailable
 from tunsec.model.flow import Kind
-from tunsec.model.guard import Guard, GuardedFlow, TunnelDevice
+from tunsec.model.guard import Guard, GuardedFlow, TunnelDevice, VniMarks
 from tunsec.model.names import FlowName, Mark, Spi, Vni
 from tunsec.model.ownership import PRIORITY_BLOCK, PRIORITY_PROTECT, REQID_FIRST
 from tunsec.model.sa import Replay, Sa, SaDirection, SaId
@@ -82,8 +85,12 @@ def _tried(part: Part | None) -> Iterator[Finding]:
     yield check_guard()
     if part is not None and any(flow.gated for flow in part.desired.guarded):
         yield check_gates()
+    versions = _versions(part)
     for kind in _overlay_kinds(part):
         yield check_overlay(kind)
+        yield from check_lookups(kind, versions)
+    if part is not None and any(flow.tenants for flow in part.flows):
+        yield check_vni_marks()
 
 
 # -- XFRM ---------------------------------------------------------------------------------------
@@ -122,7 +129,7 @@ def check_sas(kernel: Kernel, part: Part | None) -> Iterator[Finding]:
 
 def judge_versions(troubles: Troubles, part: Part | None) -> Iterator[Finding]:
     """An IP version without ESP is a problem if the policy uses it."""
-    used = {address.version for address in part.host.addresses} if part else set(ENDS)
+    used = _versions(part)
     for version in ENDS:
         said = [trouble for (of, _), trouble in troubles.items() if of == version]
         if not all(said):
@@ -307,6 +314,39 @@ def check_overlay(kind: Kind) -> Finding:
     except TunsecError as error:
         return problem(KERNEL, kind, str(error), f"modprobe {kind}")
     return ok(KERNEL, kind, "devices can be made")
+
+
+def check_lookups(kind: Kind, versions: Collection[int]) -> Iterator[Finding]:
+    """Whether SPs by port stop what the tunnels of a kind send over these IP versions."""
+    try:
+        with HostLinks() as links, closing(XfrmKernel()) as kernel:
+            troubles = [try_lookup(kernel, links, kind, version) for version in sorted(versions)]
+    except TunsecError as error:
+        yield warning(KERNEL, f"{kind}-ports", str(error), "tunsec doctor on an idle host")
+        return
+    for trouble in filter(None, troubles):
+        what, _, remedy = trouble.rpartition(": ")
+        yield problem(KERNEL, f"{kind}-ports", what, remedy)
+    if not any(troubles):
+        shown = " and ".join(f"IPv{version}" for version in sorted(versions))
+        yield ok(KERNEL, f"{kind}-ports", f"SPs by port stop its packets over {shown}")
+
+
+def _versions(part: Part | None) -> set[int]:
+    """IP versions that the host uses; all without a policy."""
+    return {address.version for address in part.host.addresses} if part else set(ENDS)
+
+
+def check_vni_marks() -> Finding:
+    """Filters that mark by VNI; only `external` devices of flows with tenants need them."""
+    marked = ((Vni(1), Mark(1 << 31, 1 << 31)),)
+    try:
+        TcMarks().put([VniMarks("lo", 1, marked)])
+    except TunsecError as error:
+        found = f"external tunnel devices have no tenants here: {error}"
+        remedy = "install iproute2, modprobe sch_ingress cls_flower act_skbedit"
+        return warning(KERNEL, "tc", found, remedy)
+    return ok(KERNEL, "tc", "flower on egress, marks by VNI")
 
 
 def _overlay_kinds(part: Part | None) -> list[Kind]:

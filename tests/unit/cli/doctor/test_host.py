@@ -19,6 +19,7 @@ from tunsec.cli.doctor.host import (
     check_folder,
     check_identity,
     check_policy,
+    check_rdma,
     own_files,
     within,
 )
@@ -144,6 +145,21 @@ def test_tunnel_devices(underlay: None) -> None:
     assert "in clear" in bare.found
 
 
+@needs_namespaces
+def test_roce(underlay: None) -> None:
+    assert list(check_rdma(policy())) == []
+    text = POLICY.replace("PPK", "none").replace("kind: vxlan", "kind: rocev2")
+    part = Part.of(parse_policy(text, "p"), DB1)
+    run("ip route add 192.0.2.12 dev v0")
+    (finding,) = check_rdma(part)
+    assert finding.verdict is Verdict.OK
+    run("ip link set v0 mtu 2140")
+    run("ip link set v1 mtu 2140")
+    (finding,) = check_rdma(part)
+    assert finding.verdict is Verdict.WARNING
+    assert "RoCE packets of path MTU 2048 take up to 2148 bytes with ESP" in finding.found
+
+
 def test_an_identity_that_peers_believe(ca: Path, tmp_path: Path) -> None:
     folder = issue(ca, tmp_path / "id")
     (finding,) = check_identity(folder, policy(), wall_now=NOW)
@@ -174,7 +190,7 @@ def test_secrets_that_the_policy_asks_for(ca: Path, tmp_path: Path) -> None:
     (finding,) = check_identity(folder, policy(ppk="required"), wall_now=NOW)
     assert finding.verdict is Verdict.PROBLEM
     assert "ppk.key is missing" in finding.found
-    (folder / "ppk.key").write_bytes(os.urandom(32))
+    (folder / "ppk.key").write_text(os.urandom(32).hex())
     (folder / "ppk.key").chmod(0o600)
     (finding,) = check_identity(folder, policy(ppk="required"), wall_now=NOW)
     assert finding.verdict is Verdict.OK

@@ -1,0 +1,159 @@
+"""The cluster that a scenario breaks: hosts, daemons, packets, and what can be done to them."""
+
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Final
+
+from scenarios.failover.traffic import Traffic
+from tunsec.model.flow import Keying
+from tunsec_lab.cluster import Cluster
+from tunsec_lab.host import Host, Lab
+from tunsec_lab.probe import Probe
+
+RESTART_SECONDS: Final = 1.0
+"""As RestartSec= of systemd/tunsecd.service."""
+CERTIFICATE_AGE: Final = 7200.0
+"""Seconds; so that they hold when the clock is an hour behind."""
+
+
+class Load:
+    """Numbered packets both ways, from `begin` to `end`, however often the hosts die meanwhile."""
+
+    def __init__(self, traffic: Traffic, lab: Lab) -> None:
+        self.traffic, self.lab = traffic, lab
+        self.running: list[Probe] = []
+        self.parts: list[list[Probe]] = []
+        """Each time that it ran, its probes, which have their reports."""
+
+    def begin(self) -> None:
+        """Returns when packets are sent."""
+        self.running = self.traffic.probes(self.lab)
+        for probe in self.running:
+            probe.__enter__()
+
+    def end(self) -> None:
+        """Returns when the last packets have come."""
+        if self.running:
+            for probe in self.running:
+                probe.stop()
+            self.parts.append(self.running)
+            self.running = []
+
+
+@dataclass
+class Stage:
+    """Everything runs on it; `pace` shortens how long a trouble lasts."""
+
+    lab: Lab
+    traffic: Traffic
+    keying: Keying
+    pace: float = 1.0
+    dropped_by_wire: int = 0
+    """Packets that the scenario had the wire lose."""
+    undo: ExitStack = field(default_factory=ExitStack)
+    """What must be undone when no daemon runs any more."""
+
+    def __post_init__(self) -> None:
+        defaults = self._defaults("")
+        self.cluster = Cluster(
+            self.lab, flows=self.traffic.flows, defaults=defaults, age=CERTIFICATE_AGE
+        )
+        self.load = Load(self.traffic, self.lab)
+
+    @property
+    def hosts(self) -> tuple[Host, ...]:
+        """All."""
+        return tuple(self.lab.hosts.values())
+
+    @property
+    def a(self) -> Host:
+        """The first one."""
+        return self.hosts[0]
+
+    @property
+    def b(self) -> Host:
+        """The second one."""
+        return self.hosts[1]
+
+    def _defaults(self, more: str) -> str:
+        return f"  {{keying: {self.keying}{', ' if more else ''}{more}}}\n"
+
+    def policy(self, defaults: str = "") -> str:
+        """The cluster's policy, with something of its own in `defaults:`."""
+        return self.cluster.policy(defaults=self._defaults(defaults))
+
+    def start(self) -> None:
+        """Everything protected and speaking."""
+        for host in self.hosts:
+            self._start_charon(host)
+        self.cluster.start_all()
+        for host in self.hosts:
+            self.traffic.open(host)
+
+    def _start_charon(self, host: Host) -> None:
+        if self.keying is Keying.IKE:
+            self.cluster.start_charon(host)
+
+    def lasts(self, seconds: float) -> None:
+        """The trouble goes on for a while."""
+        time.sleep(seconds * self.pace)
+
+    def times(self, count: int) -> int:
+        """How often something is done."""
+        return max(2, round(count * self.pace))
+
+    # -- daemons ----------------------------------------------------------------------------
+
+    def kill_daemons(self, *hosts: Host) -> None:
+        """As by a bug; systemd starts them anew."""
+        for host in hosts:
+            self.cluster.daemons[host.name].kill9()
+        time.sleep(RESTART_SECONDS)
+        self.start_daemons(*hosts)
+
+    def start_daemons(self, *hosts: Host) -> None:
+        """Returns when all are ready."""
+        for host in hosts:
+            self.cluster.start(host, ready=False)
+        for host in hosts:
+            self.cluster.daemons[host.name].wait_for_line(r" ready host=", timeout=30)
+
+    def kill_charons(self, *hosts: Host) -> None:
+        """As by a bug; systemd starts them anew."""
+        for host in hosts:
+            self.cluster.charons[host.name].kill9()
+        time.sleep(RESTART_SECONDS)
+        for host in hosts:
+            self.cluster.start_charon(host)
+
+    def reload(self, policy: str) -> None:
+        """Every daemon reads this policy, in its file; Failed when one does not take it."""
+        self.cluster.policy_file.write_text(policy)
+        for host in self.hosts:
+            self.cluster.client(host).reload()
+
+    def power_cycle(self, host: Host, seconds: float) -> None:
+        """A host dies with all that it runs, and boots some time later.
+
+        The probes end with it and begin again when it is there, before any daemon of it is.
+        """
+        self.load.end()
+        host.destroy()
+        self.lasts(seconds)
+        host.recreate()
+        self.load.begin()
+        self._start_charon(host)
+        self.start_daemons(host)
+        self.traffic.open(host)
+
+    # -- the flow -----------------------------------------------------------------------------
+
+    def wait_for_rekeys(self, count: int, *, timeout: float = 60.0) -> None:
+        """Returns when every relation of every host has been rekeyed so often from now on."""
+        wanted = {
+            host.name: max(flow.rekeys for flow in self.cluster.status(host).flows) + count
+            for host in self.hosts
+        }
+        for host in self.hosts:
+            self.cluster.wait_until(host, rekeys=wanted[host.name], timeout=timeout)

@@ -1,0 +1,195 @@
+"""One scenario by one keying: a fresh cluster, the trouble under load, and what it came to."""
+
+import time
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Final
+
+from scenarios.failover.aftermath import Credentials, idle, leftovers, orphans, restless
+from scenarios.failover.scenario import BACK_WITHIN, Cost, Scenario
+from scenarios.failover.stage import Stage
+from scenarios.failover.traffic import Traffic
+from tunsec.model.flow import Keying
+from tunsec_lab.capture import LeakFound, LeakWatch
+from tunsec_lab.errors import LabError
+from tunsec_lab.host import Lab
+from tunsec_lab.probe import ProbeReport
+
+AT_REST_WITHIN: Final = 60.0
+"""Seconds, for everything that was superseded to go."""
+LOOK_EVERY: Final = 0.1
+SILENCE: Final = 0.1
+"""Seconds without a packet before the last one was sent: it did not come."""
+TAIL: Final = 0.5
+"""Seconds of packets before the trouble, and after the cluster is at rest."""
+
+
+@dataclass
+class Outcome:
+    """The figures of a trial; `faults` are what should not be, in words."""
+
+    scenario: Scenario
+    keying: Keying
+    sent: int = 0
+    lost: int = 0
+    gap_ms: float = 0.0
+    """The longest, both ways."""
+    back_ms: float = 0.0
+    """From the end of the trouble until packets came again, and came without a gap from then on."""
+    clear: int = 0
+    reauth_s: float | None = None
+    """From the end of the trouble until both ends had proven anew who they are, and nothing of the
+    old keys was left; None when they did not."""
+    orphans: int = 0
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """Of the trial."""
+        return f"{self.scenario.name} by {self.keying}"
+
+
+def run(scenario: Scenario, keying: Keying, traffic: Traffic, *, pace: float = 1.0) -> Outcome:
+    """On hosts of its own. Whatever goes wrong is in the outcome."""
+    outcome = Outcome(scenario, keying)
+    try:
+        with watched_stage(scenario, keying, traffic, outcome, pace=pace) as stage:
+            suffer(scenario, stage, outcome)
+    except Exception as error:  # noqa: BLE001 - the other scenarios are still to be run
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        outcome.faults.append(f"{type(error).__name__}: {error} ({frame.name})")
+    return outcome
+
+
+@contextmanager
+def watched_stage(
+    scenario: Scenario, keying: Keying, traffic: Traffic, outcome: Outcome, *, pace: float
+) -> Iterator[Stage]:
+    """A cluster whose wire is watched from before its first daemon to after its last."""
+    with (
+        Lab(traffic.topology, overlays_up=False) as lab,
+        LeakWatch(lab, protected=traffic.protected) as watch,
+    ):
+        watch.prove_sees(lambda: traffic.speak_in_clear(lab))
+        stage = Stage(lab, traffic, keying, pace=pace)
+        with stage.undo:
+            try:
+                scenario.prepare(stage)
+                yield stage
+            finally:
+                lab.destroy(*stage.hosts)
+                outcome.clear = watch.report().clear
+                try:
+                    watch.assert_closed()
+                except LeakFound as error:
+                    outcome.faults.append(str(error))
+
+
+def suffer(scenario: Scenario, stage: Stage, outcome: Outcome) -> None:
+    """The trouble under load, until the cluster is at rest again."""
+    stage.start()
+    wait_for_rest(stage)
+    fresh = leftovers(stage)
+    if scenario.defaults:
+        stage.reload(stage.policy(scenario.defaults))
+    before = Credentials.of(stage, time.monotonic())
+    stage.load.begin()
+    time.sleep(TAIL)
+    scenario.trouble(stage)
+    ended_at = time.monotonic()
+    if scenario.defaults:
+        stage.reload(stage.policy())
+    wanted = stage.keying in scenario.reauth
+    left: list[str] = []
+    until = ended_at + AT_REST_WITHIN
+    while True:
+        now = time.monotonic()
+        if outcome.reauth_s is None and before.superseded(stage, now):
+            outcome.reauth_s = now - ended_at
+        left = waits(stage) or orphans(fresh, leftovers(stage))
+        done = not left and (outcome.reauth_s is not None or not wanted)
+        if done or now > until:
+            break
+        time.sleep(LOOK_EVERY)
+    time.sleep(TAIL)
+    stage.load.end()
+    measure(outcome, stage, ended_at)
+    judge(outcome, left, refusals(stage))
+
+
+def waits(stage: Stage) -> list[str]:
+    """What a host still waits for, as a list of at most one."""
+    found = restless(stage)
+    return [found] if found else []
+
+
+def wait_for_rest(stage: Stage) -> None:
+    """Returns when a fresh cluster is at rest."""
+    until = time.monotonic() + AT_REST_WITHIN
+    while found := restless(stage) or idle(leftovers(stage)):
+        if time.monotonic() > until:
+            raise LabError(f"a fresh cluster is not at rest: {found}")
+        time.sleep(LOOK_EVERY)
+
+
+# -- figures --------------------------------------------------------------------------------------
+
+
+def measure(outcome: Outcome, stage: Stage, ended_at: float) -> None:
+    """What the packets tell."""
+    reports = [probe.report for part in stage.load.parts for probe in part]
+    outcome.sent = sum(report.sent for report in reports)
+    lost = sum(report.lost for report in reports)
+    outcome.lost = max(0, lost - stage.dropped_by_wire)
+    lives = zip(*stage.load.parts, strict=True)
+    gaps = [gap for life in lives for gap in gaps_of([probe.report for probe in life])]
+    outcome.gap_ms = max((1e3 * (end - begin) for begin, end in gaps), default=0.0)
+    outcome.back_ms = max([0.0, *(1e3 * (end - ended_at) for _, end in gaps)])
+
+
+def gaps_of(parts: Sequence[ProbeReport]) -> Iterable[tuple[float, float]]:
+    """Of one probe that ran in parts: also from the last packet of a part to the first of the
+    next, and to the end when nothing came any more."""
+    last_at = parts[0].began_at
+    for number, part in enumerate(parts):
+        yield from part.gaps
+        if part.received and number:
+            yield last_at, part.first_at
+        last_at = part.last_at or last_at
+    end = parts[-1].ended_at
+    if end - last_at > SILENCE:
+        yield last_at, end
+
+
+def refusals(stage: Stage) -> str:
+    """Which packets are missing, and what the kernels counted that they did not take or send."""
+    said = [
+        f"{probe.source.name} to {probe.target.name} lacks {probe.report.holes}"
+        for part in stage.load.parts
+        for probe in part
+        if probe.report.lost
+    ]
+    for host in stage.hosts:
+        counters = host.run(["cat", "/proc/net/xfrm_stat"]).stdout.splitlines()
+        counted = [" ".join(line.split()) for line in counters if line.split()[1] != "0"]
+        said += [f"{host.name}: {', '.join(counted)}"] if counted else []
+    return "; ".join(said)
+
+
+def judge(outcome: Outcome, left: Sequence[str], seen: str) -> None:
+    """Holds the figures against what the scenario may cost."""
+    say = outcome.faults.append
+    match outcome.scenario.cost(outcome.keying):
+        case Cost.NOTHING if outcome.lost:
+            say(f"{outcome.lost} packets lost, gap {outcome.gap_ms:.0f} ms: {seen}")
+        case Cost.GAP if outcome.back_ms > 1e3 * BACK_WITHIN:
+            say(f"packets come again {outcome.back_ms:.0f} ms after the trouble has ended")
+        case _:
+            pass
+    if outcome.keying in outcome.scenario.reauth and outcome.reauth_s is None:
+        say("no new proof of who is who, or old keys are still there")
+    outcome.orphans = len(left)
+    if left:
+        say(f"after {AT_REST_WITHIN:g} s not as a fresh cluster: {'; '.join(left)}")

@@ -1,0 +1,128 @@
+"""A hop on the way takes smaller packets than the hosts' own links: what becomes of full-size
+packets, with and without the router's word, and what status says."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from tunsec_lab.capture import LeakWatch
+from tunsec_lab.cluster import Cluster
+from tunsec_lab.host import Host, Lab
+from tunsec_lab.namespaces import inside, set_sysctls
+from tunsec_lab.packets import protect
+
+pytestmark = pytest.mark.needs(
+    "esp-ipv4", "esp-ipv6", "esn", "vxlan", "geneve", "nft-inet", "nft-netdev-egress"
+)
+
+FLOWS = """\
+  overlay: {kind: vxlan, between: [a, b]}
+  backbone: {kind: geneve, between: [a, b]}
+"""
+FULL = {4: 1416, 6: 1396}
+"""What the hosts' own links let a tunnel device have."""
+FITS = {4: 1316, 6: 1296}
+"""What the far wire, of 1400 bytes, lets it have."""
+HEADERS = 28
+DEVICES = {"vx41": (4, "10.41.0.2"), "vx42": (6, "10.42.0.2")}
+DEVICES |= {"gnv61": (4, "10.61.0.2"), "gnv62": (6, "10.62.0.2")}
+SILENT = (
+    "table inet silent { chain out { type filter hook output priority 0; "
+    "icmpv6 type packet-too-big drop; icmp type destination-unreachable drop; }; }"
+)
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    """a and b know the way to each other, over r."""
+    with Lab("routed", overlays_up=False) as made:
+        a, b, r = made.hosts.values()
+        a.ip("route add 198.51.100.0/24 via 192.0.2.1", "route add 2001:db8:1::/64 via 2001:db8::1")
+        b.ip("route add 192.0.2.0/24 via 198.51.100.1", "route add 2001:db8::/64 via 2001:db8:1::1")
+        with inside(r.netns):
+            set_sysctls([("net/ipv4/ip_forward", "1"), ("net/ipv6/conf/all/forwarding", "1")])
+        yield made
+
+
+def arrives(a: Host, device: str, *, mtu: int, count: int = 3) -> bool:
+    """Whether pings that fill a packet of this size are answered."""
+    found = a.ping(DEVICES[device][1], count=count, size=mtu - HEADERS, wait=0.5)
+    return found.received == count
+
+
+def speak_in_clear(a: Host, b: Host) -> None:
+    """Over every device, which is down again then."""
+    for host in (a, b):
+        host.raise_overlays()
+    assert all(a.reaches(to, wait=5.0) for _, to in DEVICES.values())
+    for host in (a, b):
+        host.lower_overlays()
+
+
+def test_a_smaller_hop_with_and_without_the_routers_word(lab: Lab) -> None:
+    a, b, r = lab.hosts.values()
+    with LeakWatch(lab, protected=[protect("vxlan"), protect("geneve")]) as watch:
+        watch.prove_sees(lambda: speak_in_clear(a, b))
+        cluster = Cluster(lab, flows=FLOWS)
+        for host in (a, b):
+            cluster.start(host)
+            host.raise_overlays()
+        for host in (a, b):
+            assert cluster.client(host).wait(None, 20).protected
+        assert_a_black_hole(cluster, r)
+        assert_the_routers_word_is_heard(cluster, r)
+        watch.assert_closed()
+
+
+def assert_a_black_hole(cluster: Cluster, r: Host) -> None:
+    """The router says nothing: over IPv4 it cuts ESP to pieces, over IPv6 large packets are lost.
+    Nothing on a can tell; b's own link can."""
+    a, b = cluster.lab.hosts["a"], cluster.lab.hosts["b"]
+    r.nft(SILENT)
+    for device, (version, _) in DEVICES.items():
+        assert arrives(a, device, mtu=FITS[version])
+        assert arrives(a, device, mtu=FULL[version], count=1) is (version == 4)
+    assert cluster.status(a).warnings == ()
+    assert_told(cluster, b)
+    r.nft("delete table inet silent")
+
+
+def assert_the_routers_word_is_heard(cluster: Cluster, r: Host) -> None:
+    """a's kernel learns the MTU of the way, over IPv6; status advises by it, and what it advises
+    arrives, also once the router is silent again."""
+    a, b = cluster.lab.hosts["a"], cluster.lab.hosts["b"]
+    for device, (version, _) in DEVICES.items():
+        if version == 6:
+            arrives(a, device, mtu=FULL[version], count=1)
+    learned = cluster.status(a).warnings
+    for device, (version, _) in DEVICES.items():
+        told = [line for line in learned if line.startswith(f"{device}: ")]
+        assert ["mtu 1296" in line for line in told] == [True] * (version == 6), learned
+    r.nft(SILENT)
+    a.ip("route change 198.51.100.0/24 via 192.0.2.1 mtu 1400")
+    assert_told(cluster, a)
+    for host in (a, b):
+        host.ip(*(f"link set {name} mtu {FITS[version]}" for name, (version, _) in DEVICES.items()))
+        assert cluster.status(host).warnings == ()
+    for device, (version, _) in DEVICES.items():
+        assert arrives(a, device, mtu=FITS[version])
+        assert sends_by_tcp(a, b, DEVICES[device][1])
+
+
+def sends_by_tcp(a: Host, b: Host, to: str) -> bool:
+    """Whether iperf3 from a to b gets through."""
+    serving = b.spawn(["iperf3", "-s", "-1", "--forceflush", "-B", to])
+    serving.wait_for_line("Server listening")
+    done = a.run(["iperf3", "-c", to, "-n", "1M", "--json"], check=False)
+    serving.wait()
+    end = json.loads(done.stdout)["end"]
+    return bool(end["sum_sent"]["bytes"] >= 1 << 20 and end["sum_received"]["bytes"] > 0)
+
+
+def assert_told(cluster: Cluster, host: Host) -> None:
+    """Status has the right number for each device."""
+    warnings = cluster.status(host).warnings
+    for device, (version, _) in DEVICES.items():
+        advised = f"`ip link set {device} mtu {FITS[version]}`"
+        assert any(advised in warning for warning in warnings), (device, warnings)
