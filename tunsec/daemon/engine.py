@@ -1048,8 +1048,9 @@ class Engine:
             if old is flow:
                 continue
             self._index.update(old, flow)
-            if old is not None and flow.spent != old.spent:
-                self.gates.on_peer_asked(child)
+            if old is not None and flow.spent is not None and flow.spent != old.spent:
+                covers = all(map(flow.spent.has, old.all))
+                self.gates.on_peer_asked(child, covers=covers)
             was = old.phase if old is not None else None
             if was is not flow.phase:
                 self._log_phase(after, flow, was or "NEW")

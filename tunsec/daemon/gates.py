@@ -5,6 +5,7 @@ kernel to the machines, their verdicts back. Synchronous like the engine, which 
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Final
 
 from tunsec.daemon.alarm import Alarms
@@ -65,7 +66,9 @@ class Gates:
         self._ports: dict[ChildId, int] = {}
         self._told: dict[ChildId, Standing] = {}
         self._alarms: Alarms[ChildId | str] = Alarms()
-        self._asked: deque[ChildId] = deque()
+        self._asked: deque[tuple[ChildId, PeerAsked]] = deque()
+        self._ordered: set[ChildId] = set()
+        """Children whose renewal was ordered, and not yet taken up by their keying."""
 
     @property
     def needed(self) -> bool:
@@ -97,7 +100,9 @@ class Gates:
             self._ports[child_id] = _port(child)
             if child_id not in self._gates:
                 self._gates[child_id] = Gate(child_id)
-                self._step(child_id, Begun(self._connections(child_id), used(child_id)))
+                found = self._connections(child_id)
+                begun = Begun(found or (), used(child_id) or found is None)
+                self._step(child_id, begun)
         poll = Deadline(Instant(self._clock.now() + POLL_EVERY), "connections are looked at")
         self._alarms.put(POLL, poll if self._gates else None)
 
@@ -106,12 +111,13 @@ class Gates:
     def on_syn(self, syn: Syn) -> None:
         """The kernel holds a SYN."""
         child = self._child_of(syn.ends)
-        if child is None:
-            log.debug("SYN of no flow dropped", extra=fields({"syn": syn}))
+        found = None if child is None else self._connections(child)
+        if child is None or found is None:
+            log.debug("SYN dropped", extra=fields({"child": child, "syn": syn}))
             if self._syns is not None:
                 self._syns.drop(syn)
             return
-        self._step(child, SynHeld(syn, self._connections(child), self._standing(child)))
+        self._step(child, SynHeld(syn, found, self._standing(child)))
 
     def on_ended(self, events: Iterable[ConnectionEnded | EndsLost]) -> None:
         """Sockets were destroyed, whosever."""
@@ -120,15 +126,24 @@ class Gates:
                 self._poll()
                 continue
             child = self._child_of(event.connection.ends)
-            if child is not None:
-                self._step(
-                    child, Ended(event.connection, self._connections(child), self._standing(child))
-                )
+            if child is None:
+                continue
+            found = self._connections(child)
+            if found is None:
+                self._look(child)
+            else:
+                self._step(child, Ended(event.connection, found, self._standing(child)))
 
-    def on_peer_asked(self, child: ChildId) -> None:
-        """What a child has is spent, here or for its peer."""
-        if child in self._gates:
-            self._asked.append(child)
+    def on_peer_asked(self, child: ChildId, *, covers: bool) -> None:
+        """More of what a child has is spent, here or for its peer; `covers` when all of it is.
+
+        Which connections there are is looked at now: those that end later may have used more.
+        """
+        if child not in self._gates:
+            return
+        found = self._connections(child)
+        asked = PeerAsked(() if found is None else found, covers and found is not None)
+        self._asked.append((child, asked))
 
     # Time
 
@@ -147,12 +162,14 @@ class Gates:
                 self._alarms.put(POLL, Deadline(again, "connections are looked at"))
 
     def work(self) -> bool:
-        """Tell gates that wait what has changed for them; whether there was anything."""
+        """Tell gates that wait what has changed for them, once nothing else is left to be done;
+        whether there was anything."""
         worked = bool(self._asked)
+        self._ordered.clear()
         while self._asked:
-            child = self._asked.popleft()
+            child, asked = self._asked.popleft()
             if child in self._gates:
-                self._step(child, PeerAsked(self._connections(child)))
+                self._step(child, asked)
         for child, gate in list(self._gates.items()):
             if gate.state in OPEN and not gate.held:
                 self._told.pop(child, None)
@@ -168,9 +185,15 @@ class Gates:
             self._look(child)
 
     def _look(self, child: ChildId) -> None:
-        standing = self._standing(child)
-        self._told[child] = standing
-        self._step(child, Looked(self._connections(child), standing))
+        self._told[child] = standing = self._standing(child)
+        found = self._connections(child)
+        if found is None:
+            again = Instant(self._clock.now() + RENEWING_EVERY)
+            self._alarms.put(child, Deadline(again, "connections could not be read"))
+            return
+        if child in self._ordered:
+            standing = replace(standing, renewed=False)  # it tells of the renewal before
+        self._step(child, Looked(found, standing))
 
     def _step(self, child: ChildId, event: reconnect.GateEvent) -> None:
         before, now = self._gates[child], self._clock.now()
@@ -196,21 +219,22 @@ class Gates:
                 if self._syns is not None:
                     self._syns.drop(syn)
             case Renew(_, reason):
+                self._ordered.add(child)
                 self._renew(child, reason)
             case _:
                 raise Bug(f"nobody performs {action}")
 
     # Sockets
 
-    def _connections(self, child: ChildId) -> tuple[Connection, ...]:
+    def _connections(self, child: ChildId) -> tuple[Connection, ...] | None:
+        """A child's connections; None when the kernel does not tell."""
         if self._sockets is None:
-            return ()
+            return None
         try:
             found = self._sockets.connections(self._ports[child])
         except (Refused, Unavailable) as error:
-            # None is what a break looks like: closed rather than open.
             log.warning("connections not read", extra=fields({"error": error}))
-            return ()
+            return None
         return reconnect.of_child(child, found)
 
     def _child_of(self, ends: Ends) -> ChildId | None:

@@ -142,10 +142,14 @@ class Looked(Event):
 
 @dataclass(frozen=True, slots=True)
 class PeerAsked(Event):
-    """The peer has seen a break; `connections` are those that there are now. What is not there any
-    more broke before: the peer's renewal serves it."""
+    """The peer has seen a break; `connections` are those that there are now.
+
+    Where `covers`, its renewal spends all that this host has: it serves what is not there any more
+    too. Else it was asked for before what this host has used since, and serves none of that.
+    """
 
     connections: tuple[Connection, ...]
+    covers: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,11 +238,10 @@ def step(state: Gate, event: GateEvent, now: Instant, fraction: float) -> GateSt
                 state = _left(state, connections)
         case Looked(connections, standing):
             state = _fates_due(_notice(state, connections, now, fraction), now, fraction)
-            if state.state is GateState.RENEWING and standing.renewed:
+            if state.state is GateState.RENEWING and standing.renewed and not state.missing:
                 state = _renewed(state, connections, actions)
-        case PeerAsked(connections):
-            state = _left(replace(state, ask_at=None), connections)
-            state = _moved(state, GateFact.PEER_ASKED)
+        case PeerAsked(connections, covers):
+            state = _peer_asked(state, connections, now, fraction, covers=covers)
     state = _ask(state, now, actions)
     if standing is not None:
         state = _judge(state, standing, now, actions)
@@ -301,6 +304,17 @@ def _notice(
             broke = True
     state = replace(state, live=live, missing=missing)
     return _broke(state, now, fraction) if broke else state
+
+
+def _peer_asked(
+    state: Gate, connections: tuple[Connection, ...], now: Instant, fraction: float, *, covers: bool
+) -> Gate:
+    if covers:
+        state = _left(replace(state, ask_at=None), connections)
+        return _moved(state, GateFact.PEER_ASKED)
+    state = _notice(state, connections, now, fraction)
+    # What broke here wants a renewal of its own, and waits for it.
+    return state if state.state is GateState.BROKEN else _moved(state, GateFact.PEER_ASKED)
 
 
 def _left(state: Gate, connections: tuple[Connection, ...]) -> Gate:

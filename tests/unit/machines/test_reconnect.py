@@ -192,10 +192,33 @@ def test_an_end_of_before_the_fresh_authentication_comes_late(used: Driven) -> N
 
 
 def test_the_peer_has_seen_a_break_that_we_have_not(used: Driven) -> None:
-    assert used.tell(PeerAsked(())) == ()
+    assert used.tell(PeerAsked((), covers=True)) == ()
     assert used.state is GateState.RENEWING
     assert used.tell(Ended(there(1)[0], (), SPENT)) == ()
     assert "re-authenticating: the connection to b broke" in reconnect.closed_reason(used.gate)
+
+
+def test_what_the_peer_asked_before_does_not_serve_a_break_of_since(used: Driven) -> None:
+    [order] = used.tell(PeerAsked((), covers=False))
+    assert isinstance(order, Renew)
+
+
+def test_what_goes_on_while_the_peer_asks_breaks_nothing(used: Driven) -> None:
+    assert used.tell(PeerAsked(there(1), covers=False)) == ()
+    assert used.state is GateState.RENEWING
+    [order] = used.tell(Ended(there(1)[0], (), SPENT))
+    assert isinstance(order, Renew)
+
+
+def test_nothing_is_renewed_while_an_end_is_waited_for() -> None:
+    one = Driven()
+    one.tell(SynHeld(syn(1), (), READY))
+    one.tell(PeerAsked((), covers=False))
+    one.tell(Looked((), RENEWED))
+    assert one.state is GateState.RENEWING
+    one.now += FATE_WITHIN
+    [order] = one.tell(Looked((), RENEWED))
+    assert isinstance(order, Renew)
 
 
 def test_breaks_that_follow_each_other_are_damped() -> None:
