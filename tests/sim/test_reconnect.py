@@ -1,5 +1,7 @@
 """Connections break and begin anew: law 7 is checked at each first packet (tests/sim/tcp.py)."""
 
+from functools import partial
+
 import pytest
 
 from tests.sim.cast import with_connections
@@ -171,7 +173,7 @@ def test_whatever_happens_connections_come_back_and_never_by_the_old(
     pair.open()
     for _ in range(40):
         host = world.dice.choice(pair.both)
-        match world.dice.randrange(8):
+        match world.dice.randrange(9):
             case 0 | 1:
                 pair.reset(host, peer_sees=world.dice.random() < 0.7)
             case 2 | 3 | 4:
@@ -180,6 +182,9 @@ def test_whatever_happens_connections_come_back_and_never_by_the_old(
                 world.lose_events = world.dice.choice([0.0, 0.5])
             case 6 if keying is Keying.DIRECTORY:
                 world.directory_away(world.dice.uniform(0.1, 2.0))
+            case 6 | 7 if keying is Keying.IKE:
+                world.charons.crash(host)
+                world.later(world.dice.uniform(0.1, 2.0), partial(world.charons.start, host))
             case _:
                 world.crash(host)
                 world.start_later(host, world.dice.uniform(0.1, 2.0))

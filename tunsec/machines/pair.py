@@ -190,6 +190,8 @@ def _take(
         case OwnOffered(current, holds):
             return _own_offered(state, current, holds)
         case PeerOffered(seq, boot):
+            if state.peer_offer is None:
+                state = _spend_first_heard(state, seq)
             same_life = state.peer_boot == boot
             if not same_life:
                 state = _names_only(state, frozenset(), now)
@@ -238,6 +240,26 @@ def _renewal_wanted(state: PairState, event: RenewalWanted) -> PairState:
     used = [sa.peer_offer for sa in flow.all if sa.peer_offer is not None]
     spent = Spent(_newest_own(state), max((state.peer_offer or _NONE, *used)), event.proof)
     return _with(state, flows.spend(flow, spent, asks=True))
+
+
+def _spend_first_heard(state: PairState, seq: OfferSeq) -> PairState:
+    """A host that has heard no offer of the peer when a connection broke, as one that starts, takes
+    the first for one of before."""
+    for flow in state.flows.values():
+        if flow.spent is not None and flow.asks and flow.spent.proof:
+            spent = replace(flow.spent, peer=max(flow.spent.peer, seq))
+            state = _with(state, flows.spend(flow, spent, asks=True))
+    return state
+
+
+def _peer_renews(flow: FlowState, row: Renewal, newest: OfferSeq) -> FlowState:
+    """The peer's record tells of a break, there or here."""
+    # It knows our offers by the directory alone: what we never made cannot be spent.
+    told = Spent(min(row.own, newest), row.peer, row.proof)
+    if row.proof and (flow.spent is None or told.own > flow.spent.own):
+        # News to us: an offer that the peer has not heard of yet may be of before the break too.
+        flow = flows.spend(flow, replace(told, own=newest), asks=False)
+    return flows.peer_renews(flow, told, done=row.done)
 
 
 def _newest_own(state: PairState) -> OfferSeq:
@@ -413,13 +435,8 @@ def _peer_confirmed(
     for keyed in passed_over:
         state = _on_flow(state, keyed.child, lambda flow: replace(flow, passed_over=True))
     for row in event.renews:
-        # It knows our offers by the directory alone: what we never made cannot be spent.
-        spent = Spent(min(row.own, _newest_own(state)), row.peer, row.proof)
-        state = _on_flow(
-            state,
-            row.child,
-            partial(flows.peer_renews, spent=spent, done=row.done),
-        )
+        change = partial(_peer_renews, row=row, newest=_newest_own(state))
+        state = _on_flow(state, row.child, change)
     needed = [keyed for keyed in event.receives if not _needs_none(state, keyed)]
     usable = tuple(keyed for keyed in needed if keyed.own_offer in state.own_holds)
     if usable:
