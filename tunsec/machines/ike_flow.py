@@ -295,8 +295,10 @@ def spent_strays(flow: IkeFlow) -> tuple[StraySa, ...]:
     return tuple(stray for stray in flow.strays if stray.spi in flow.spent)
 
 
-def end(flow: IkeFlow, ending: tuple[HeldChild, ...], now: Instant) -> IkeFlow:
-    """Those are being deleted; strays of before the break are gone."""
+def end(
+    flow: IkeFlow, ending: tuple[HeldChild, ...], strays: tuple[StraySa, ...], now: Instant
+) -> IkeFlow:
+    """Those are being deleted; those strays are gone."""
     held = tuple(
         replace(
             one, state=CHILD.next(one.state, ChildFact.LOST), check_at=Instant(now + DELETE_AGAIN)
@@ -305,8 +307,8 @@ def end(flow: IkeFlow, ending: tuple[HeldChild, ...], now: Instant) -> IkeFlow:
         else one
         for one in flow.held
     )
-    strays = tuple(stray for stray in flow.strays if stray.spi not in flow.spent)
-    return replace(flow, held=held, strays=strays)
+    left = tuple(stray for stray in flow.strays if stray not in strays)
+    return replace(flow, held=held, strays=left)
 
 
 # What may be sent on

@@ -58,7 +58,7 @@ from tunsec.machines.ike_orders import (
 from tunsec.machines.orders import Action, BlockOutbound
 from tunsec.model.clock import Deadline, Instant, Seconds
 from tunsec.model.errors import Bug
-from tunsec.model.flow import ChildId, Keying
+from tunsec.model.flow import ChildId, Keying, OnReconnect
 from tunsec.model.names import HostName
 
 HELP_AFTER: Final = Seconds(0.5)
@@ -78,6 +78,8 @@ AWAIT_FIRST: Final = Seconds(0.4)
 """After a break the host with the higher name leaves the fresh IKE_SA to the other for so long."""
 AWAIT_OLD: Final = Seconds(0.3)
 """It then waits so long until the other has ended the old ones."""
+FAR: Final = 1000
+"""Variants of an earlier life are not known; one that is so much further is none of them."""
 PROOF_WITHIN: Final = Seconds(10.0)
 """When new proof of identity is wanted, what stands on the old one ends after this long."""
 
@@ -158,6 +160,8 @@ class IkeState:
     proof_since: Instant | None = None
     """IKE_SAs of before count no longer, at the latest `proof_by`."""
     proof_by: Instant | None = None
+    broke_at: Instant | None = None
+    """When a connection broke last: what stands on IKE_SAs of before moves over to a fresh one."""
     await_until: Instant | None = None
     """Until when nothing is begun, for the peer makes the fresh IKE_SA."""
 
@@ -215,11 +219,12 @@ def doubted(state: IkeState) -> frozenset[int]:
     """IKE_SAs that the peer may have lost, for it has made another one long after it last had them,
     and those whose proof of identity is out of date."""
     newest = max((ike.since for ike in state.ikes.values() if not ike.own), default=None)
+    outdated = [since for since in (state.proof_since, state.broke_at) if since is not None]
     return frozenset(
         ike.id
         for ike in state.ikes.values()
         if (newest is not None and newest - ike.alive_at > DOUBT_AFTER)
-        or (state.proof_since is not None and ike.since < state.proof_since)
+        or any(ike.since < since for since in outdated)
     )
 
 
@@ -313,10 +318,10 @@ def _renewal_wanted(state: IkeState, event: RenewalWanted, now: Instant) -> IkeS
     )
     if not event.proof:
         return state
+    state = replace(state, broke_at=now)
     if state.first or not state.ikes:
-        return _want_proof(state, now)
+        return _reauth(state, now)
     # Both have seen the break: one fresh IKE_SA will do, and the host with the lower name makes it.
-    state = replace(state, proof_since=now, proof_by=_after(now, PROOF_WITHIN))
     return replace(state, await_until=_after(now, AWAIT_FIRST))
 
 
@@ -325,7 +330,7 @@ def _awaited(state: IkeState, now: Instant) -> IkeState:
     charon would make it on any of them."""
     if state.await_until is None:
         return state
-    since = state.proof_since
+    since = state.broke_at
     old = [ike for ike in state.ikes.values() if since is not None and ike.since < since]
     if len(old) == len(state.ikes):
         return state
@@ -651,9 +656,17 @@ def _child_up(
     ike = state.ikes.get(seen.ike)
     if ike is None:  # told later than its first CHILD_SA, or not yet listed
         return replace(state, list_at=now)
+    if seen.own and _was_taken_for_fresh(state, ike):
+        state = replace(state, variant=state.variant + 1 + int(fraction * FAR))
     if seen.age == 0.0:
         ike = replace(ike, alive_at=now)
     return replace(state, ikes={**state.ikes, ike.id: ike})
+
+
+def _was_taken_for_fresh(state: IkeState, ike: KnownIke) -> bool:
+    """An earlier life of this daemon had an IKE_SA made under the variant of now."""
+    broke_at = state.broke_at
+    return broke_at is not None and ike.since < broke_at and state.loaded == state.variant
 
 
 def _child_down(state: IkeState, child_id: int, now: Instant, fraction: float) -> IkeState:
@@ -661,9 +674,27 @@ def _child_down(state: IkeState, child_id: int, now: Instant, fraction: float) -
         for one in flow.held:
             if one.id == child_id:
                 state = _with(state, flows.drop_child(flow, one, now, fraction))
+                if _has_broken_there(state, flow, one):
+                    state = _fresh(state)
     if state.listing_since is not None:
         state = replace(state, ended=state.ended | {child_id})
     return state
+
+
+def _has_broken_there(state: IkeState, flow: IkeFlow, gone: HeldChild) -> bool:
+    """Whether the peer has cut off what a broken connection used, and no more: over that IKE_SA,
+    which still serves other flows, it takes nothing new of this one."""
+    return (
+        flow.child.on_reconnect is OnReconnect.REAUTH
+        and gone.own
+        and gone.state is not ChildState.DELETING
+        and any(
+            one.ike == gone.ike and one.state is not ChildState.DELETING
+            for other in state.flows.values()
+            if other.child.id != flow.child.id
+            for one in other.held
+        )
+    )
 
 
 def _sa_gone(state: IkeState, event: SaGone, now: Instant, fraction: float) -> IkeState:
@@ -761,12 +792,13 @@ def _cut(state: IkeState, now: Instant, actions: list[Action]) -> IkeState:
         fresh = flow.active is not None and not flows.is_spent(flow, flow.active, old)
         if fresh and flow.proof:
             proven |= old
-        strays = flows.spent_strays(flow)
+        # The peer is told of no stray: it may send on it, until it has found out by itself.
+        strays = tuple(stray for stray in flows.spent_strays(flow) if not stray.inbound)
         if not fresh or not (gone or strays):
             continue
-        actions += [RemoveStray(child, stray.spi, stray.inbound) for stray in strays]
+        actions += [RemoveStray(child, stray.spi, False) for stray in strays]
         ending |= {one.id for one in gone}
-        state = _with(state, flows.end(flow, gone, now))
+        state = _with(state, flows.end(flow, gone, strays, now))
     held = [one for flow in state.flows.values() for one in flow.held]
     needed = {one.ike for one in held if one.state is not ChildState.DELETING}
     over = {ike for ike in proven if ike not in needed}
