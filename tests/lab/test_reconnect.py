@@ -24,7 +24,7 @@ pytestmark = pytest.mark.needs("esp-ipv4", "esp-ipv6", "esn", "nft-inet", "rds-t
 
 RDS, TCP = 16385, 5432
 PATHS = 8
-BREAKS = 20
+BREAKS = 12
 DIALS = 4
 RDS_BREAKS = ("ss", "-KHn", "state", "connected", f"( sport = :{RDS} or dport = :{RDS} )")
 FLOWS = f"""\
@@ -188,7 +188,7 @@ def assert_none_by_the_old(host: Host, dialled: list[Ports]) -> None:
         old |= begun[ports]
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("keying", list(Keying))
 def test_a_new_connection_waits_for_fresh_authentication(
     lab: Lab, watch: LeakWatch, keying: Keying

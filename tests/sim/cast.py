@@ -114,11 +114,21 @@ def policy(
     )
 
 
+BESIDE = """
+  copy: {kind: tcp, port: 5001, between: all, on_reconnect: reauth}
+  lan: {kind: vxlan, between: all}
+"""
+
+
 def with_connections(
-    *, keying: Keying, after: str = QUIET, on_reconnect: OnReconnect = OnReconnect.REAUTH
+    *,
+    keying: Keying,
+    after: str = QUIET,
+    on_reconnect: OnReconnect = OnReconnect.REAUTH,
+    beside: bool = False,
 ) -> Intent:
-    """Two hosts with a TCP flow whose new connections are gated."""
-    intent = parse_policy(
+    """Two hosts with a TCP flow whose new connections are gated; `beside` it more flows."""
+    return parse_policy(
         f"""
 version: 1
 hosts:
@@ -126,13 +136,12 @@ hosts:
   h1: {{address: [192.0.2.2]}}
 defaults: {{keying: {keying}, rekey: {{after: {after}}}}}
 flows:
-  bus: {{kind: tcp, port: 5000, between: all}}
+  bus: {{kind: tcp, port: 5000, between: all, on_reconnect: {on_reconnect}}}
+{BESIDE if beside else ""}
 ike: {{dead_after: 5s}}
 """,
         "sim.yaml",
     )
-    flows = tuple(replace(flow, on_reconnect=on_reconnect) for flow in intent.flows)
-    return replace(intent, flows=flows)
 
 
 VIP = "vip"

@@ -24,9 +24,15 @@ class Pair(Two):
     """Two hosts with a gated flow, and the connections between them."""
 
     def __init__(
-        self, keying: Keying, *, seed: int = 1, on_reconnect: OnReconnect = OnReconnect.REAUTH
+        self,
+        keying: Keying,
+        *,
+        seed: int = 1,
+        on_reconnect: OnReconnect = OnReconnect.REAUTH,
+        beside: bool = False,
     ) -> None:
-        super().__init__(with_connections(keying=keying, on_reconnect=on_reconnect), seed=seed)
+        intent = with_connections(keying=keying, on_reconnect=on_reconnect, beside=beside)
+        super().__init__(intent, seed=seed)
         for host in self.both:
             self.world.start(host)
         self.protected_within(SOON)
@@ -79,6 +85,20 @@ def test_twenty_breaks(keying: Keying, peer_sees: bool) -> None:
         assert before.isdisjoint(pair.ours(pair.left) | pair.ours(pair.right))
         pair.world.run(1.0)
     assert pair.world.tcp.begun == BREAKS + 1
+
+
+@pytest.mark.parametrize("peer_sees", [True, False])
+@pytest.mark.parametrize("keying", list(Keying))
+def test_beside_other_flows_it_takes_no_more_than_a_second(keying: Keying, peer_sees: bool) -> None:
+    """What others have stays on the old IKE_SA for a while; what broke does not go back to it."""
+    pair = Pair(keying, beside=True)
+    pair.open()
+    for number in range(BREAKS):
+        host = pair.both[number % 2]
+        pair.reset(host, peer_sees=peer_sees)
+        pair.open(host)
+        pair.world.run(1.5)
+    assert max(pair.world.tcp.waits) < 1.0
 
 
 @pytest.mark.parametrize("keying", list(Keying))

@@ -48,6 +48,9 @@ SHORT_LIVED: Final = Seconds(10.0)
 SHORT_LIVED_RENEWED: Final = Seconds(0.5)
 """The same for a flow whose CHILD_SAs end with its connections: the peer may have seen a break that
 we have not."""
+SETTLED: Final = Seconds(0.2)
+"""A CHILD_SA is not deleted before: a DELETE that overtakes the answer which made it finds nothing
+to delete, and leaves half of it at the peer."""
 LEAST_DRAIN: Final = Seconds(0.5)
 """Longer than a packet is on its way, on a busy host too."""
 DELETE_AGAIN: Final = Seconds(5.0)
@@ -261,8 +264,17 @@ def renewed(flow: IkeFlow, old: frozenset[int], now: Instant) -> bool:
     )
 
 
-def cut(flow: IkeFlow, old: frozenset[int]) -> tuple[HeldChild, ...]:
+def cut(flow: IkeFlow, old: frozenset[int], now: Instant) -> tuple[HeldChild, ...]:
     """CHILD_SAs of before that go without a drain: what we send goes by a fresh one."""
+    return tuple(one for one in _to_cut(flow, old) if now >= one.since + SETTLED)
+
+
+def cut_at(flow: IkeFlow, old: frozenset[int]) -> Instant | None:
+    """When the first of them may go."""
+    return min((Instant(one.since + SETTLED) for one in _to_cut(flow, old)), default=None)
+
+
+def _to_cut(flow: IkeFlow, old: frozenset[int]) -> tuple[HeldChild, ...]:
     active = flow.active
     if active is None or is_spent(flow, active, old):
         return ()

@@ -211,6 +211,9 @@ def deadline(state: IkeState) -> Deadline | None:
             found.append((flow.attempt.look_at, "an attempt is looked at"))
         if _may_begin(state, flow):
             found.append((flow.rekey_at, "rekey"))
+        if flow.spent_at is not None:
+            cut_at = flows.cut_at(flow, of_before_break(state, flow))
+            found.append((cut_at, "a CHILD_SA of before a break is cut"))
     waiting = [Deadline(at, reason) for at, reason in found if at is not None]
     return min(waiting, default=None)
 
@@ -698,6 +701,14 @@ def _has_broken_there(state: IkeState, flow: IkeFlow, gone: HeldChild) -> bool:
 
 
 def _sa_gone(state: IkeState, event: SaGone, now: Instant, fraction: float) -> IkeState:
+    flow = state.flows.get(event.child)
+    held = () if flow is None else flow.held
+    if flow is not None and any(
+        _has_broken_there(state, flow, one)
+        for one in held
+        if event.spi in (one.spi_in, one.spi_out)
+    ):
+        state = _fresh(state)  # the kernel tells of it before charon does
     return _on_flow(
         state,
         event.child,
@@ -788,7 +799,7 @@ def _cut(state: IkeState, now: Instant, actions: list[Action]) -> IkeState:
     proven: set[int] = set()
     for child, flow in state.flows.items():
         old = of_before_break(state, flow)
-        gone = flows.cut(flow, old)
+        gone = flows.cut(flow, old, now)
         fresh = flow.active is not None and not flows.is_spent(flow, flow.active, old)
         if fresh and flow.proof:
             proven |= old
