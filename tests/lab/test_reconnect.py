@@ -22,31 +22,36 @@ from tunsec_lab.rds import RdsTalk, tcp_connections
 
 pytestmark = pytest.mark.needs("esp-ipv4", "esp-ipv6", "esn", "nft-inet", "rds-tcp", "sock-destroy")
 
-RDS, TCP = 16385, 5432
+RDS, TCP, REKEYED = 16385, 5432, 5433
 PATHS = 8
-BREAKS = 12
-DIALS = 4
+BREAKS = 10
+DIALS = 3
 RDS_BREAKS = ("ss", "-KHn", "state", "connected", f"( sport = :{RDS} or dport = :{RDS} )")
 FLOWS = f"""\
   bus: {{kind: rds-tcp, between: all}}
   copy: {{kind: tcp, port: {TCP}, between: all, on_reconnect: reauth}}
+  keys: {{kind: tcp, port: {REKEYED}, between: all, on_reconnect: rekey}}
 """
 WITNESS = f"""
+define dialled = {{ {TCP}, {REKEYED} }}
+define all = {{ {RDS}, {TCP}, {REKEYED} }}
 table inet witness {{
   set seen {{ typeof ipsec in spi . tcp sport . tcp dport; flags dynamic; size 65535; }}
   set begun {{ typeof ipsec in spi . tcp sport . tcp dport; flags dynamic; size 65535; }}
   chain input {{
     type filter hook input priority -200; policy accept;
-    tcp dport {TCP} tcp flags & syn == syn update @begun {{ ipsec in spi . tcp sport . tcp dport }}
-    tcp sport {TCP} tcp flags & syn == syn update @begun {{ ipsec in spi . tcp sport . tcp dport }}
-    tcp sport {{ {RDS}, {TCP} }} update @seen {{ ipsec in spi . tcp sport . tcp dport }}
-    tcp dport {{ {RDS}, {TCP} }} update @seen {{ ipsec in spi . tcp sport . tcp dport }}
+    tcp dport $dialled tcp flags syn update @begun {{ ipsec in spi . tcp sport . tcp dport }}
+    tcp sport $dialled tcp flags syn update @begun {{ ipsec in spi . tcp sport . tcp dport }}
+    tcp sport $all update @seen {{ ipsec in spi . tcp sport . tcp dport }}
+    tcp dport $all update @seen {{ ipsec in spi . tcp sport . tcp dport }}
   }}
 }}
 """
 ECHO = """
 import socket, sys
-server = socket.create_server((sys.argv[1], int(sys.argv[2])))
+near = sys.argv[1]
+family = socket.AF_INET6 if ":" in near else socket.AF_INET
+server = socket.create_server((near, int(sys.argv[2])), family=family)
 print("ready", flush=True)
 while True:
     one, _ = server.accept()
@@ -162,18 +167,17 @@ def break_rds(cluster: Cluster, talk: RdsTalk, number: int) -> float:
     return gap
 
 
-def dial(host: Host, other: Host) -> list[Ports]:
+def dial(host: Host, other: Host, *, port: int = TCP, version: int = 4) -> list[Ports]:
     """One connection after the other, each ended by FIN or by RST; their ports, in order."""
-    server = other.spawn([sys.executable, "-c", ECHO, str(other.ipv4), str(TCP)])
+    near, far = (str(one.ipv4 if version == 4 else one.ipv6) for one in (host, other))
+    server = other.spawn([sys.executable, "-c", ECHO, far, str(port)])
     server.wait_for_line("^ready")
-    dialler = host.spawn(
-        [sys.executable, "-c", DIAL, str(host.ipv4), str(other.ipv4), str(TCP), str(DIALS)]
-    )
+    dialler = host.spawn([sys.executable, "-c", DIAL, near, far, str(port), str(DIALS)])
     dialler.wait_for_line("^done", timeout=60)
     server.terminate()
     ups = [line.split()[1:] for line in dialler.output().splitlines() if line.startswith("up")]
-    print(f"{host.name} dials, ms until up:", [int(took) for took, _ in ups], flush=True)
-    return [(TCP, int(port)) for _, port in ups]
+    print(f"{host.name} dials {port}, ms until up:", [int(took) for took, _ in ups], flush=True)
+    return [(port, int(own)) for _, own in ups]
 
 
 def assert_none_by_the_old(host: Host, dialled: list[Ports]) -> None:
@@ -208,9 +212,13 @@ def test_a_new_connection_waits_for_fresh_authentication(
         assert talk.report.sent == talk.report.echoed
         print(f"{keying} rds gaps in ms:", sorted(round(1000 * gap) for gap in gaps), flush=True)
 
-        dialled = [*dial(a, b), *dial(b, a)]
-        for host in (a, b):
-            assert_none_by_the_old(host, dialled)
+        for dialled in (
+            [*dial(a, b), *dial(b, a)],
+            dial(a, b, version=6),
+            dial(b, a, port=REKEYED),
+        ):
+            for host in (a, b):
+                assert_none_by_the_old(host, dialled)
     finally:
         for host in (a, b):
             print(f"== {host.name}\n{cluster.daemons[host.name].output()[-9000:]}", flush=True)
