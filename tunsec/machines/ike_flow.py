@@ -682,10 +682,11 @@ def schedule_looks(flow: IkeFlow, doubted: frozenset[int], now: Instant) -> IkeF
 
 
 def _watch_stray(stray: StraySa, unneeded_at: Instant | None, flow: IkeFlow) -> StraySa:
-    """It is looked at when it has drained, and not at all while it may be all that there is."""
+    """It is looked at when it has drained, and not at all while it may be all that there is. New
+    connections wait for those of before a break: one that is gone already is found out soon."""
     if unneeded_at is None:
         return replace(stray, check_at=None, packets=None)
-    at = Instant(unneeded_at + _drain(flow))
+    at = Instant(unneeded_at + (LEAST_DRAIN if stray.spi in flow.spent else _drain(flow)))
     return stray if stray.check_at is not None else replace(stray, check_at=at)
 
 
@@ -712,11 +713,19 @@ def looked(flow: IkeFlow, now: Instant) -> IkeFlow:
             for one in flow.held
         ),
         strays=tuple(
-            replace(stray, check_at=later) if stray.inbound and _due(stray.check_at, now) else stray
+            replace(stray, check_at=_next_look(stray, flow, now))
+            if stray.inbound and _due(stray.check_at, now)
+            else stray
             for stray in flow.strays
         ),
         volume_at=Instant(now + VOLUME_LATEST) if _due(flow.volume_at, now) else flow.volume_at,
     )
+
+
+def _next_look(stray: StraySa, flow: IkeFlow, now: Instant) -> Instant:
+    """A first look that came soon leaves all of the drain to the second."""
+    early = stray.spi in flow.spent and stray.packets is None
+    return Instant(now + (2 * _drain(flow) if early else _drain(flow)))
 
 
 def drained_outbound_strays(flow: IkeFlow, now: Instant) -> tuple[StraySa, ...]:
