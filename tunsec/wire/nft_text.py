@@ -16,9 +16,11 @@ Hooks, and why these (include/uapi/linux/netfilter.h):
 - `input` at -300: before any rule rewrites the source address that the packet arrived with.
 - `netdev` egress at 300 of every tunnel device: sets the tunnel mark on what the device sends.
   Not `inet` egress: that one sees IP only, and ARP inside the overlay would stay without a mark
-  (net/netfilter/nft_chain_filter.c). Encapsulation keeps the mark unless the device sends from
-  another network namespace (skb_scrub_packet, net/core/skbuff.c). What sends for several VNIs is
-  marked by each packet's VNI after that (wire/tc_text.py).
+  (net/netfilter/nft_chain_filter.c). Since Linux 6.16 a chain outlives its device and hooks the
+  next one of that name, which may be another tenant's: so the rule asks for the ifindex.
+  Encapsulation keeps the mark unless the device sends from another network namespace
+  (skb_scrub_packet, net/core/skbuff.c). What sends for several VNIs is marked by each packet's VNI
+  after that (wire/tc_text.py).
 """
 
 import ipaddress
@@ -63,6 +65,8 @@ _PLAIN: Final = re.compile(r"[A-Za-z0-9_-]")
 _LABEL: Final = re.compile(r"(?:[A-Za-z0-9_-]|\.[0-9a-f]{2})+")
 _DEVICE: Final = re.compile(r'[^"*\\/\s\x00-\x1f]{1,15}')
 _COUNTS: Final = re.compile(r"packets \d+ bytes \d+")
+_DEVICE_CHAIN: Final = re.compile(r"chain mark\.(\d+)")
+_HOOKED: Final = re.compile(r'.* device "([^"]*)" ')
 
 
 def flow_label(flow: FlowName) -> str:
@@ -139,7 +143,7 @@ def netdev_table(guard: Guard) -> Table:
     return {
         f"chain mark.{device.ifindex}": (
             _base(f'egress device "{_device_name(device)}"', LATE),
-            _set_mark(guard.device_mark(device)),
+            f"oif {device.ifindex} {_set_mark(guard.device_mark(device))}",
         )
         for device in sorted(guard.devices, key=lambda device: device.ifindex)
     }
@@ -216,7 +220,9 @@ def parse_listing(text: str) -> Ruleset:
         raise ValueError("the nft listing ends in the middle of a table")
     return {
         name: {
-            header: tuple(line for line in lines if line and not _COUNTS.fullmatch(line))
+            header: tuple(
+                line for line in _numbered(header, lines) if line and not _COUNTS.fullmatch(line)
+            )
             for header, lines in blocks.items()
         }
         for name, blocks in tables.items()
@@ -374,6 +380,18 @@ def _statements(text: str) -> Iterator[str]:
         pending = ""
     if pending:
         raise ValueError("the nft listing ends in the middle of a set")
+
+
+def _numbered(header: str, lines: list[str]) -> list[str]:
+    """A device's chain as we write it: nft prints the name of the ifindex that a rule asks for."""
+    chain, hooked = _DEVICE_CHAIN.fullmatch(header), _HOOKED.match(lines[0]) if lines else None
+    if chain is None or hooked is None:
+        return lines
+    named = f'oif "{hooked[1]}" '
+    return [
+        f"oif {chain[1]} {line.removeprefix(named)}" if line.startswith(named) else line
+        for line in lines
+    ]
 
 
 def _canonical(line: str) -> str:
