@@ -32,6 +32,7 @@ from tunsec.policy.units import span_text
 from tunsec.policy.values import ALL, OtherTenants
 
 TENANT_KINDS: Final = [kind for kind in Kind if ON_WIRE[kind].has_networks]
+KERNEL_KINDS: Final = [kind for kind in Kind if ON_WIRE[kind].kernel_sends]
 CONNECTION_KINDS: Final = [kind for kind in Kind if ON_WIRE[kind].has_connections]
 
 
@@ -278,9 +279,12 @@ def _misplaced(case: Case) -> Iterator[Flaw]:
     kind, on_wire = case.flow.kind, ON_WIRE[case.flow.kind]
     given = case.flow.model_fields_set
     if not on_wire.has_networks:
-        for key in sorted(given & {"tenants", "other_tenants", "local_senders", "strangers"}):
+        for key in sorted(given & {"tenants", "other_tenants", "strangers"}):
             what = f"'{key}' is for {listed(TENANT_KINDS)}, not for {kind}"
             yield Flaw(case.at(key), what, "delete the key")
+    if not on_wire.kernel_sends and "local_senders" in given:
+        what = f"'local_senders' is for {listed(KERNEL_KINDS)}, not for {kind}"
+        yield Flaw(case.at("local_senders"), what, "delete the key")
     if not on_wire.has_connections and "on_reconnect" in given:
         what = f"{kind} has no connections; 'on_reconnect' is for {listed(CONNECTION_KINDS)}"
         yield Flaw(case.at("on_reconnect"), what, "delete the key")

@@ -29,6 +29,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from tunsec.model.errors import Bug, Refused
+from tunsec.model.flow import Kind
 from tunsec.model.guard import Guard, GuardDrops, GuardedFlow, TunnelDevice
 from tunsec.model.names import FlowName, Mark
 from tunsec.model.selector import TCP, UDP
@@ -49,6 +50,11 @@ CROSS_TENANT: Final = "cross_tenant"
 VNI_BITS: Final = "@th,96,24"
 """Behind 8 bytes of UDP header and 4 of VXLAN's (RFC 7348 section 5) or Geneve's (RFC 8926 section
 3.4): both have the VNI in the same place."""
+
+_OWN_SOCKETS: Final = (Kind.RDS_TCP, Kind.ROCEV2)
+"""Kinds that the kernel sends from sockets of its own."""
+_NO_USER: Final = 0xFFFF_FFFF
+"""What no user id is (uid_t -1)."""
 
 _KINDS: Final = (
     *("chain", "map", "set", "flowtable", "counter", "quota", "limit", "synproxy", "secmark"),
@@ -283,10 +289,23 @@ def _leaving(
     """The rules of what this host sends; `to` is a test of the destination or nothing."""
     ours = "fib saddr type local " if after_nat else ""
     for ports in _port_tests(flow):
-        if flow.tunnel_only:
-            unmarked = f"meta mark & {mark.mask:#010x} != {mark.value & mark.mask:#010x}"
-            yield f"{ports}{to} {unmarked} {ours}{_count_and_drop(LOCAL_INJECTION, label)}"
+        if flow.tunnel_only and not (after_nat and flow.kind in _OWN_SOCKETS):
+            injected = _of_programs(flow, mark)
+            yield f"{ports}{to} {injected} {ours}{_count_and_drop(LOCAL_INJECTION, label)}"
         yield f"{ports}{to} rt ipsec missing {ours}{_count_and_drop(CLEAR_OUT, label)}"
+
+
+def _of_programs(flow: GuardedFlow, mark: Mark) -> str:
+    """A test for what the kernel has not sent by itself.
+
+    Tunnel devices have set their mark. The sockets of RDS and RoCE have no user: nft tells the user
+    of those alone that a program has opened, in this namespace (nft_meta_get_eval_skugid,
+    net/netfilter/nft_meta.c). So it cannot tell what comes from behind NAT: of that the block SPs
+    alone let nothing pass, as they are asked before the source is changed (ip_forward).
+    """
+    if flow.kind in _OWN_SOCKETS:
+        return f"meta skuid != {_NO_USER}"
+    return f"meta mark & {mark.mask:#010x} != {mark.value & mark.mask:#010x}"
 
 
 def _arriving(flow: GuardedFlow, label: str, *, source: str) -> Iterator[str]:

@@ -100,7 +100,10 @@ def flow_contradictions(flow: str) -> list[str]:
         ),
         (
             "{kind: tcp, port: 1, between: [db1, db2], local_senders: any}",
-            "x.local_senders: 'local_senders' is for vxlan or geneve, not for tcp (delete the key)",
+            (
+                "x.local_senders: 'local_senders' is for vxlan, geneve, rds-tcp or rocev2, "
+                "not for tcp (delete the key)"
+            ),
         ),
         (
             "{kind: tcp, port: 1, between: [db1, db2], strangers: blocked}",

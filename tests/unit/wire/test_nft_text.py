@@ -177,6 +177,15 @@ def test_anybody_may_send_where_the_flow_says_so() -> None:
     assert "counter local_injection.overlay" not in table
 
 
+def test_what_the_kernel_sends_from_its_own_sockets_no_program_sends() -> None:
+    table = guard_ruleset(guard_of(kind=Kind.ROCEV2, ports=(4791,)))[INET_TABLE]
+    to_peer, drop = "udp dport 4791 ip daddr @peers4.overlay", "local_injection.overlay"
+    assert table["chain output"][1] == (
+        f'{to_peer} meta skuid != 4294967295 counter name "{drop}" drop'
+    )
+    assert not any("local_injection" in rule for rule in table["chain postrouting"])
+
+
 @pytest.mark.parametrize(
     ("mark", "statement"),
     [
