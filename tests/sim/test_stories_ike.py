@@ -492,6 +492,7 @@ def test_an_ike_sa_that_came_while_a_list_was_on_its_way_is_known() -> None:
     assert connection.state.listing_since is not None
     assert connection.ikes
     two.world.run(2.0)
+    [(connection, _)] = two.right.engine.ike.flows()
     assert connection.state.listing_since is None
     nothing_missing_nothing_left(two.world)
 
