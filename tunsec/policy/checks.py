@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from tunsec.model.flow import Kind, Mode
+from tunsec.model.flow import Keying, Kind, Mode
 from tunsec.model.ike import IkeAuth
 from tunsec.model.names import Address
-from tunsec.model.selector import TCP
+from tunsec.model.selector import TCP, UDP
 from tunsec.policy.kinds import ON_WIRE, Ports
 from tunsec.policy.language import FlowEntry, PolicyFile
 from tunsec.policy.problems import Flaw, Path, listed, suggestion
@@ -33,6 +33,7 @@ from tunsec.policy.values import ALL, OtherTenants
 
 TENANT_KINDS: Final = [kind for kind in Kind if ON_WIRE[kind].has_networks]
 KERNEL_KINDS: Final = [kind for kind in Kind if ON_WIRE[kind].kernel_sends]
+IKE_PORTS: Final = (500, 4500)  # RFC 7296 section 2.23
 CONNECTION_KINDS: Final = [kind for kind in Kind if ON_WIRE[kind].has_connections]
 
 
@@ -80,6 +81,7 @@ def contradictions(reading: Reading) -> Iterator[Flaw]:
                 yield from check(case)
     placed = [case for case in cases if case.readable("kind", "port", "between")]
     yield from _overlaps(placed)
+    yield from _over_ike([one for one in placed if one.readable("keying")])
     yield from _shared_vnis([one for one in placed if one.readable("tenants", "other_tenants")])
 
 
@@ -363,6 +365,30 @@ def _overlaps(cases: list[Case]) -> Iterator[Flaw]:
             f"{traffic} between {' and '.join(common[:2])} already belongs to flow {first}",
             "make them one flow, or keep their hosts or ports apart",
         )
+
+
+def _over_ike(cases: list[Case]) -> Iterator[Flaw]:
+    """IKE goes in clear: where its port is closed to clear packets, it makes no keys."""
+    by_ike = [
+        (case.name, names_between(case.flow, hosts=case.reading.hosts))
+        for case in cases
+        if keying_of(case.file, case.flow) is Keying.IKE
+    ]
+    for case in cases:
+        port = port_of(case.flow)
+        if ON_WIRE[case.flow.kind].proto != UDP or port not in IKE_PORTS:
+            continue
+        here = names_between(case.flow, hosts=case.reading.hosts)
+        for name, there in by_ike:
+            common = sorted(here & there)
+            if len(common) > 1:
+                yield Flaw(
+                    case.at(),
+                    f"UDP port {port} is IKE's, which makes the keys of flow {name} between "
+                    f"{common[0]} and {common[1]}",
+                    "leave the port to IKE, or use 'keying: directory' between these hosts",
+                )
+                break
 
 
 def _shared_vnis(cases: list[Case]) -> Iterator[Flaw]:
