@@ -324,7 +324,23 @@ def test_version_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as caught:
             main(usage)
         assert caught.value.code == Exit.USAGE
-    capsys.readouterr()
+    assert "invalid _" not in capsys.readouterr().err, "each is told what it should be"
+
+
+def test_a_full_disk_behind_the_output_is_told_in_one_line(where: tuple[str, ...]) -> None:
+    for words in (["status", *where], ["version"]):
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(
+                (sys.executable, "-m", "tunsec.cli", *words),
+                cwd=ROOT,
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+                timeout=30,
+            )
+        assert done.returncode == Exit.USAGE
+        assert done.stderr == ("tunsec: the output cannot be written: No space left on device\n")
 
 
 @pytest.mark.parametrize("command", ["check", "ca", "doctor", "status", "explain", "release"])
