@@ -261,6 +261,23 @@ def test_a_daemon_that_cannot_run_has_closed_its_flows(lab: Lab) -> None:
     assert "tunsec" in a.run(["nft", "list", "tables"]).stdout
 
 
+def test_a_daemon_without_rights_names_the_one_it_needs(lab: Lab) -> None:
+    a, _ = lab.hosts.values()
+    cluster = Cluster(lab)
+    cluster.start(a).kill9()
+    again = a.spawn(
+        [
+            *("setpriv", "--bounding-set", "-all", "--inh-caps", "-all", "tunsecd", "--host", "a"),
+            *("--policy", cluster.policy_file, "--identity", cluster.identity(a)),
+            *("--directory", cluster.directory.as_uri()),
+            *("--run", a.run_dir, "--state", a.state_dir),
+        ]
+    )
+    assert again.wait(timeout=20) == 1
+    assert "CAP_NET_ADMIN" in again.output().splitlines()[-1]
+    assert "Traceback" not in again.output()
+
+
 def test_a_storm_of_signals_is_one_reload(lab: Lab) -> None:
     a, b = lab.hosts.values()
     cluster = Cluster(lab)

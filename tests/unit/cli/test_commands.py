@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ import pytest
 
 from tests.unit.daemon.control_fake import OVERLAY, Served, nobody, served
 from tunsec import __version__
+from tunsec.cli import client
 from tunsec.cli.__main__ import main
 from tunsec.cli.exits import Exit
 from tunsec.cli.render import aligned, size, span
@@ -240,6 +242,18 @@ def test_wait_outlasts_a_daemon_that_is_not_there_yet(tmp_path: Path) -> None:
         with served(path):
             assert waiting.wait(20) == Exit.OK
     assert main(["wait", "--timeout", "0", "--socket", str(path)]) == Exit.AWAY
+
+
+def test_wait_does_not_outlast_its_timeout_for_a_daemon_that_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(client, "ROOM_TO_ANSWER", 0.1)
+    path = tmp_path / "control.sock"
+    with socket.socket(socket.AF_UNIX) as deaf:
+        deaf.bind(str(path))
+        deaf.listen()
+        assert main(["wait", "--timeout", "0.1", "--socket", str(path)]) == Exit.AWAY
+    assert "does not answer: timed out" in capsys.readouterr().err
 
 
 def test_watch_in_a_pipe_tells_each_change_once(server: Served, where: tuple[str, ...]) -> None:
