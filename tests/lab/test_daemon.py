@@ -129,6 +129,7 @@ def test_an_unknown_ca_keeps_the_flow_blocked_and_says_so(lab: Lab) -> None:
     status = status_until(again, a, lambda status: bool(directory_of(status).refused))
     assert set(directory_of(status).refused) == {"unknown-ca"}
     assert not any(flow.protected for flow in status.flows)
+    assert all("its offer was refused: unknown-ca" in flow.reason for flow in status.flows)
     assert a.ping(overlays(b)[0], count=3, wait=0.1).received == 0
     assert "unknown-ca" in again.daemons["a"].output()
 

@@ -13,6 +13,7 @@ from tests.lab.watched import watched
 from tunsec.adapters import ca_files
 from tunsec.keying.ca import KeyType
 from tunsec.model.clock import WallTime
+from tunsec.model.flow import Keying
 from tunsec.model.names import HostName
 from tunsec.wire.control import PolicyBody
 from tunsec_lab.capture import LeakWatch
@@ -186,3 +187,34 @@ def test_pre_shared_keys(lab: Lab, watch: LeakWatch) -> None:
     for host in (a, b):
         host.run(["ip", "neigh", "flush", "all"])  # nobody answered while it was blocked
     assert a.ping(b.overlay_addresses("red")[0], count=3).lost == 0
+
+
+@pytest.mark.parametrize("keying", list(Keying))
+@pytest.mark.timeout(120)
+def test_ppks(lab: Lab, watch: LeakWatch, keying: Keying) -> None:
+    """One is missing: no start. Different ones are refused on both sides, the same one protects."""
+    a, b = lab.hosts.values()
+    cluster = cluster_of(lab) if keying is Keying.IKE else Cluster(lab)
+    cluster.defaults = f"  {{keying: {keying}, ppk: required}}\n"
+    cluster.policy_file.write_text(cluster.policy())
+    daemon = cluster.start(a, ready=False)
+    assert daemon.wait(timeout=20) == 2
+    assert "ppk.key: the policy requires a PPK" in daemon.output()
+    for host, fill in ((a, b"A"), (b, b"0")):
+        write_psk(cluster.identity(host) / "ppk.key", fill)
+        start(cluster, host)
+    why = {Keying.IKE: "AUTHENTICATION_FAILED", Keying.DIRECTORY: "ppk-mismatch"}[keying]
+    wait_reason(cluster, b, why)
+    if keying is Keying.DIRECTORY:
+        wait_reason(cluster, a, why)
+    nothing_passes(a, b)
+    write_psk(cluster.identity(b) / "ppk.key", b"A")
+    cluster.daemons[b.name].kill9()
+    cluster.start(b)
+    cluster.wait_protected(timeout=60)
+    for host in (a, b):
+        host.run(["ip", "neigh", "flush", "all"])
+    assert a.ping(b.overlay_addresses("red")[0], count=3).lost == 0
+    for flow in cluster.status(a).flows:
+        assert flow.keying == keying
+        assert flow.ike is None or flow.ike.ppk
