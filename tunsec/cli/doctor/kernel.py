@@ -43,6 +43,7 @@ KERNEL: Final = Group.KERNEL
 ENDS: Final = {4: ("192.0.2.1", "192.0.2.2"), 6: ("2001:db8::1", "2001:db8::2")}
 VXLAN_PORT: Final = 4789
 RDS_PORT: Final = 16385
+ROCE_PORT: Final = 4791
 FAR_BEHIND: Final = 0.5
 """Of the fastest AEAD's speed."""
 NET_SETTINGS: Final = Path("/proc/sys/net")
@@ -254,10 +255,11 @@ def check_guard() -> Finding:
         tunnel_only=True,
         strangers_blocked=True,
     )
+    sockets = replace(flow, flow=FlowName("sockets"), kind=Kind.ROCEV2, ports=(ROCE_PORT,))
     devices = (TunnelDevice("lo", 1, Kind.VXLAN, VXLAN_PORT),)
     try:
         table = NftGuard()
-        table.put(Guard((flow,), devices, Mark(1 << 31, 1 << 31)))
+        table.put(Guard((flow, sockets), devices, Mark(1 << 31, 1 << 31)))
         table.remove()
     except Unavailable as error:
         return problem(
