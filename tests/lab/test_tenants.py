@@ -69,13 +69,13 @@ def apply(cluster: Cluster, text: str) -> None:
 
 def reaches(one: Host, other: Host, network: str) -> bool:
     """Whether five of five pings are answered over a network."""
-    one.ip("neigh flush all")
+    one.ip(f"neigh flush dev {device(one, network)}")
     return one.ping(address(other, network), count=5).lost == 0
 
 
 def silent(one: Host, other: Host, network: str) -> bool:
     """Whether nothing at all of a network comes out at the other end."""
-    one.ip("neigh flush all")
+    one.ip(f"neigh flush dev {device(one, network)}")
     came_out(other, device(other, network))
     answered = one.ping(address(other, network), count=3, wait=0.2).received
     return answered == came_out(other, device(other, network)) == 0
