@@ -49,14 +49,20 @@ def begin(lab: Lab, family: Family, *, keying: str) -> Cluster:
         if keying == "ike":
             cluster.start_charon(host)
     cluster.start_all()
+    wait_settled(cluster)
     for host in lab.hosts.values():
-        client = cluster.client(host)
-        while any(flow.state != "INSTALLED" for flow in client.status().flows):
-            client.status(wait=1.0)  # SPIs stay as they are from then on
         host.raise_overlays()
         host.ip(f"link set {device(host, 'red')} addrgenmode none")
         tenancy.watch_devices(host, *(device(host, name) for name in NETWORKS))
     return cluster
+
+
+def wait_settled(cluster: Cluster) -> None:
+    """Returns when SPIs stay as they are."""
+    for host in cluster.lab.hosts.values():
+        client = cluster.client(host)
+        while any(flow.state != "INSTALLED" for flow in client.status().flows):
+            client.status(wait=1.0)
 
 
 def apply(cluster: Cluster, text: str) -> None:
@@ -92,10 +98,10 @@ def sent_by(watch: LeakWatch, host: Host, to: str, *, through: Host | None = Non
     }
 
 
-def spis_of(cluster: Cluster, host: Host, tenant: str | None) -> set[int]:
+def spis_of(cluster: Cluster, host: Host, tenant: str | None, *, flow: str = "overlay") -> set[int]:
     """SPIs that status names for what a host sends of a tenant, over both families."""
-    flows = cluster.status(host).flows
-    return {int(flow.spi_out or "", 16) for flow in flows if flow.tenant == tenant}
+    found = (one for one in cluster.status(host).flows if (one.flow, one.tenant) == (flow, tenant))
+    return {int(one.spi_out or "", 16) for one in found}
 
 
 @contextmanager
@@ -115,9 +121,9 @@ def nobody_repairs(cluster: Cluster, *hosts: Host) -> Iterator[None]:
             client.status(wait=1.0)
 
 
-def crossed(cluster: Cluster, host: Host) -> int:
+def crossed(cluster: Cluster, host: Host, flow: str = "overlay") -> int:
     """Packets of one tenant with another's VNI that a host has dropped."""
-    return cluster.status(host).guard.drops["overlay"].cross_tenant
+    return cluster.status(host).guard.drops[flow].cross_tenant
 
 
 @pytest.mark.timeout(120)
@@ -225,7 +231,8 @@ def behind(host: Host, *, link: str, own: str, other: str = "") -> Iterator[Host
     ip(f"netns add {name}")
     try:
         ip(f"link add {link} netns {host.netns} type veth peer name eth0 netns {name}")
-        ip(f"addr add {own} dev eth0", "link set eth0 up", "link set lo up", netns=name)
+        quiet_and_up = ("link set eth0 addrgenmode none", "link set eth0 up", "link set lo up")
+        ip(f"addr add {own} dev eth0", *quiet_and_up, netns=name)
         if other:
             ip(f"route add default via {other.partition('/')[0]}", netns=name)
             host.ip(f"addr add {other} dev {link}")
