@@ -1,5 +1,6 @@
 """Tenants of one host pair, each with SAs of its own: nobody else's key reads or injects."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -107,7 +108,7 @@ def spis_of(cluster: Cluster, host: Host, tenant: str | None, *, flow: str = "ov
 @contextmanager
 def nobody_repairs(cluster: Cluster, *hosts: Host) -> Iterator[None]:
     """tunsecd stands still; afterwards it has put right what was done meanwhile."""
-    counted = {host.name: cluster.status(host).drift.guard for host in hosts}
+    before = {host.name: standing(host) for host in hosts}
     for host in hosts:
         cluster.daemons[host.name].freeze()
     try:
@@ -116,9 +117,18 @@ def nobody_repairs(cluster: Cluster, *hosts: Host) -> Iterator[None]:
         for host in hosts:
             cluster.daemons[host.name].thaw()
     for host in hosts:
-        client = cluster.client(host)
-        while cluster.status(host).drift.guard == counted[host.name]:
-            client.status(wait=1.0)
+        while standing(host) != before[host.name]:
+            cluster.client(host).status(wait=1.0)
+
+
+def standing(host: Host) -> list[str]:
+    """The rules of all tables, and the filters of tunnel devices, in no order."""
+    found = host.run(["nft", "-s", "list", "ruleset"]).stdout.splitlines()
+    for link in json.loads(host.run(["ip", "-j", "-d", "link"]).stdout):
+        if link.get("linkinfo", {}).get("info_kind") in ("vxlan", "geneve"):
+            listing = host.run(["tc", "filter", "show", "dev", link["ifname"], "egress"]).stdout
+            found += [line for line in listing.splitlines() if " index " not in line]
+    return sorted(found)
 
 
 def crossed(cluster: Cluster, host: Host, flow: str = "overlay") -> int:
