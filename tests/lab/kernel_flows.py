@@ -1,9 +1,33 @@
 """Traffic of flows that need no overlay: RDS over TCP and RoCE, protected or in clear."""
 
+from tunsec.model.flow import Keying
+from tunsec_lab.cluster import Cluster
 from tunsec_lab.host import Host, Lab
 from tunsec_lab.probe import Probe
 from tunsec_lab.rds import SIZES, RdsTalk
 from tunsec_lab.roce import RdmaTransfer, Verb
+
+
+def begin_closed(cluster: Cluster, keying: Keying) -> None:
+    """Daemons on both hosts that cannot agree on keys yet."""
+    a, b = cluster.lab.hosts.values()
+    elsewhere = cluster.folder / "elsewhere"
+    elsewhere.mkdir()
+    cluster.start(a)
+    alone = ["--directory", elsewhere.as_uri()] if keying is Keying.DIRECTORY else []
+    cluster.start(b, *alone)
+
+
+def let_key(cluster: Cluster, keying: Keying) -> None:
+    """What was in the way goes."""
+    a, b = cluster.lab.hosts.values()
+    if keying is Keying.IKE:
+        for host in (a, b):
+            cluster.start_charon(host)
+    else:
+        cluster.daemons[b.name].terminate()
+        cluster.start(b)
+    cluster.wait_protected()
 
 
 def talk(one: Host, other: Host, *, version: int) -> None:

@@ -6,12 +6,13 @@ from functools import partial
 
 import pytest
 
-from tests.lab.kernel_flows import rds_in_clear, talk
+from tests.lab.kernel_flows import begin_closed, let_key, rds_in_clear, talk
 from tests.lab.watched import Packets, packets_of, show_packets, watched_flows
 from tunsec.model.flow import Keying
 from tunsec.wire.control import PolicyBody
 from tunsec_lab.capture import LeakWatch
 from tunsec_lab.cluster import Cluster
+from tunsec_lab.drops import xfrm_errors
 from tunsec_lab.host import Host, Lab
 from tunsec_lab.packets import protect
 from tunsec_lab.rds import SIZES, RdsTalk, tcp_connections
@@ -33,35 +34,9 @@ def watch(lab: Lab) -> Iterator[LeakWatch]:
         yield seen
 
 
-def begin_closed(cluster: Cluster, keying: Keying) -> None:
-    """Daemons on both hosts that cannot agree on keys yet."""
-    a, b = cluster.lab.hosts.values()
-    elsewhere = cluster.folder / "elsewhere"
-    elsewhere.mkdir()
-    cluster.start(a)
-    alone = ["--directory", elsewhere.as_uri()] if keying is Keying.DIRECTORY else []
-    cluster.start(b, *alone)
-
-
-def let_key(cluster: Cluster, keying: Keying) -> None:
-    """What was in the way goes."""
-    a, b = cluster.lab.hosts.values()
-    if keying is Keying.IKE:
-        for host in (a, b):
-            cluster.start_charon(host)
-    else:
-        cluster.daemons[b.name].terminate()
-        cluster.start(b)
-    cluster.wait_protected()
-
-
 def blocked_packets(host: Host) -> int:
     """What block SPs held back on the way out."""
-    for line in host.run(["cat", "/proc/net/xfrm_stat"]).stdout.splitlines():
-        name, count = line.split()
-        if name == "XfrmOutPolBlock":
-            return int(count)
-    raise AssertionError("the kernel counts no blocked packets")
+    return xfrm_errors(host).get("XfrmOutPolBlock", 0)
 
 
 @pytest.mark.timeout(120)

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from tests.lab.kernel_flows import datagrams, rdma_in_clear, transfer
+from tests.lab.kernel_flows import begin_closed, datagrams, let_key, rdma_in_clear, transfer
 from tests.lab.watched import Packets, packets_of, show_packets, watched_flows
 from tunsec.adapters.rdma import HostRdma
 from tunsec.model.flow import Keying
@@ -23,7 +23,7 @@ from tunsec_lab.topology import load_topology
 pytestmark = pytest.mark.needs("esp-ipv4", "esp-ipv6", "esn", "nft-inet", "rxe")
 
 FLOWS = "  storage: {kind: rocev2, between: all}\n"
-DEFAULTS = "  {{keying: {keying}, rekey: {{after: {after}, hard: 60s, jitter: 0%}}}}\n"
+DEFAULTS = "  {{keying: {keying}, rekey: {{after: 1s, hard: 60s, jitter: 0%}}}}\n"
 OTHER_UDP = 5123
 """A port that no flow names."""
 
@@ -60,31 +60,6 @@ def is_stuck(one: Host, other: Host) -> bool:
     return False
 
 
-def begin(lab: Lab, *, keying: Keying, flows: str = FLOWS, after: str = "1s") -> Cluster:
-    """Daemons on both hosts, before they can agree on keys."""
-    defaults = DEFAULTS.format(keying=keying, after=after)
-    cluster = Cluster(lab, flows=flows, defaults=defaults)
-    a, b = lab.hosts.values()
-    elsewhere = cluster.folder / "elsewhere"
-    elsewhere.mkdir()
-    cluster.start(a)
-    alone = ["--directory", elsewhere.as_uri()] if keying is Keying.DIRECTORY else []
-    cluster.start(b, *alone)
-    return cluster
-
-
-def let_key(cluster: Cluster, keying: Keying) -> None:
-    """What was in the way goes."""
-    hosts = list(cluster.lab.hosts.values())
-    if keying is Keying.IKE:
-        for host in hosts:
-            cluster.start_charon(host)
-    else:
-        cluster.daemons[hosts[1].name].terminate()
-        cluster.start(hosts[1])
-    cluster.wait_protected()
-
-
 def software_roce() -> set[str]:
     """Devices that do not send past the kernel."""
     return {device.name for device in HostRdma().devices() if device.roce and not device.hardware}
@@ -97,7 +72,8 @@ def test_rdma_and_all_other_udp_of_the_pair_go_in_esp_or_not_at_all(
 ) -> None:
     """IKE too crosses between the hosts by UDP, and does so while all other UDP is blocked."""
     a, b = lab.hosts.values()
-    cluster = begin(lab, keying=keying)
+    cluster = Cluster(lab, flows=FLOWS, defaults=DEFAULTS.format(keying=keying))
+    begin_closed(cluster, keying)
     assert is_stuck(a, b)
     assert is_refused(a, b)
     assert watch.report().esp == 0

@@ -53,7 +53,7 @@ def packets_of(cluster: Cluster, host: Host) -> Packets:
 
 
 def show_packets(keying: str, now: Packets, before: Packets, watch: LeakWatch) -> None:
-    """Rows for docs/kinds.md, shown by `pytest -s`."""
+    """Rows for docs/policy.md, shown by `pytest -s`."""
     clear = watch.report().clear
     for (kind, version), count in sorted((now - before).items()):
         print(f"| {kind} | {keying} | IPv{version} | {count:,} | {clear} |")

@@ -8,13 +8,15 @@ import errno
 import socket
 import struct
 from array import array
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Final, Self
 
 from tunsec.model.errors import Refused, Unavailable
+from tunsec.wire.netlink import Malformed
 
 _SOL_NETLINK: Final = 270
+_NETLINK_ADD_MEMBERSHIP: Final = 1
 _NETLINK_CAP_ACK: Final = 10  # errors repeat the header only, not the request with its keys
 _NETLINK_EXT_ACK: Final = 11
 _SO_SNDBUFFORCE: Final = 32
@@ -27,6 +29,7 @@ _BPF_INSTRUCTION: Final = struct.Struct("=HBBI")
 _WHOLE_DATAGRAM: Final = 0xFFFF_FFFF
 _PORTID_AT: Final = 12  # struct nlmsghdr.nlmsg_pid
 _DATAGRAM_BYTES: Final = 1 << 16  # netlink_dump fills at most 32 KiB
+_NOTICES_BYTES: Final = 1 << 20
 ANSWER_SECONDS: Final = 5.0  # the kernel answers within `send`; only a fault makes us wait
 
 
@@ -156,4 +159,60 @@ class NetlinkSocket:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+
+class TouchMonitor:
+    """Hears of every change of one kind in this network namespace, our own changes included."""
+
+    def __init__(
+        self, protocol: int, group: int, *, what: str, touches: Callable[[bytes], bool]
+    ) -> None:
+        """Joins a group; `touches` tells whether a datagram is of something of ours, or raises
+        Malformed. Raises Unavailable when the kernel lacks the family or the group."""
+        self._what = what
+        self._touches = touches
+        try:
+            self._socket = socket.socket(
+                socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol
+            )
+            self._socket.setblocking(False)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _NOTICES_BYTES)
+            self._socket.bind((0, 0))
+            self._socket.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, group)
+        except OSError as error:
+            raise Unavailable(f"cannot watch {what}: {error.strerror}") from error
+
+    def fileno(self) -> int:
+        """For the loop: readable when there is something to read()."""
+        return self._socket.fileno()
+
+    def read(self) -> bool:
+        """Take everything that waits; whether something of ours may have been touched.
+
+        True as well when notifications were lost, or one makes no sense. Never blocks.
+        """
+        touched = False
+        while True:
+            try:
+                datagram, (sender, _) = self._socket.recvfrom(_DATAGRAM_BYTES)
+                if sender == 0:  # the kernel; other processes may send to us too
+                    touched = touched or self._touches(datagram)
+            except BlockingIOError:
+                return touched
+            except Malformed:
+                touched = True
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise Unavailable(f"cannot watch {self._what}: {error.strerror}") from error
+                touched = True
+
+    def close(self) -> None:
+        """Leave the group."""
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self.close()

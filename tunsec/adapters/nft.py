@@ -7,17 +7,16 @@ import errno
 import json
 import os
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Final, NamedTuple, Self
+from typing import Final, NamedTuple
 
+from tunsec.adapters.netlink import TouchMonitor
 from tunsec.model.errors import Refused, Unavailable
 from tunsec.model.guard import Guard, GuardDrops
 from tunsec.wire import nft_text
-from tunsec.wire.netlink import Malformed
 from tunsec.wire.nft_notices import (
     NETLINK_NETFILTER,
     NFNLGRP_NFTABLES,
@@ -31,10 +30,6 @@ TOOL_TIMEOUT: Final = 5.0
 """Seconds after which an nft that does not answer is given up."""
 ATTEMPTS: Final = 3
 """Another program may change our table between the listing and the transaction."""
-
-_SOL_NETLINK: Final = 270
-_NETLINK_ADD_MEMBERSHIP: Final = 1
-_RECEIVE_BUFFER_BYTES: Final = 1 << 20
 
 
 class Answer(NamedTuple):
@@ -216,54 +211,12 @@ class NftGuard:
         return Refused(what, errno=number, reason=said)
 
 
-class GuardMonitor:
-    """Hears of every change of nftables in this network namespace, our own changes included."""
+class GuardMonitor(TouchMonitor):
+    """Hears of every change of tables named `tunsec`."""
 
     def __init__(self) -> None:
-        """Joins NFNLGRP_NFTABLES; raises Unavailable when the kernel has no nf_tables."""
-        try:
-            self._socket = socket.socket(
-                socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER
-            )
-            self._socket.setblocking(False)
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
-            self._socket.bind((0, 0))
-            self._socket.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, NFNLGRP_NFTABLES)
-        except OSError as error:
-            raise Unavailable(f"cannot watch nftables: {error.strerror}") from error
-
-    def fileno(self) -> int:
-        """For the loop: readable when there is something to read()."""
-        return self._socket.fileno()
-
-    def read(self) -> bool:
-        """Take everything that waits; whether a table named `tunsec` may have been touched.
-
-        True as well when notifications were lost. Never blocks.
-        """
-        touched = False
-        while True:
-            try:
-                datagram, (sender, _) = self._socket.recvfrom(1 << 16)
-            except BlockingIOError:
-                return touched
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise Unavailable(f"cannot watch nftables: {error.strerror}") from error
-                touched = True
-                continue
-            if sender == 0:  # the kernel; other processes may send to us too
-                touched = touched or _names_ours(datagram)
-
-    def close(self) -> None:
-        """Leave the group."""
-        self._socket.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        """Raises Unavailable when the kernel has no nf_tables."""
+        super().__init__(NETLINK_NETFILTER, NFNLGRP_NFTABLES, what="nftables", touches=_names_ours)
 
 
 def _end(process: "subprocess.Popen[str]") -> None:
@@ -275,7 +228,4 @@ def _end(process: "subprocess.Popen[str]") -> None:
 
 
 def _names_ours(datagram: bytes) -> bool:
-    try:
-        return "tunsec" in decode_touched_tables(datagram)
-    except Malformed:
-        return True
+    return "tunsec" in decode_touched_tables(datagram)

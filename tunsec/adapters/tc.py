@@ -3,18 +3,16 @@
 What they are, and which of a device's filters are ours, is decided in `wire.tc_text`.
 """
 
-import errno
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator, Sequence
-from typing import Final, Self
+from typing import Final
 
+from tunsec.adapters.netlink import TouchMonitor
 from tunsec.adapters.nft import TOOL_PATH, TOOL_TIMEOUT
 from tunsec.model.errors import Refused, TunsecError, Unavailable
 from tunsec.model.guard import VniMarks
 from tunsec.wire import tc_text
-from tunsec.wire.netlink import Malformed
 from tunsec.wire.rtnl import NETLINK_ROUTE
 from tunsec.wire.tc_notices import RTNLGRP_TC, touches_marks
 from tunsec.wire.tc_text import FilterId, Filters
@@ -30,10 +28,6 @@ _REMEDIES: Final = (
     ("kind does not match", "another program's filter has preference 0x5453 or 0x5454: move it"),
 )
 """What tc or the kernel says, and what to do about it."""
-
-_SOL_NETLINK: Final = 270
-_NETLINK_ADD_MEMBERSHIP: Final = 1
-_DATAGRAM_BYTES: Final = 1 << 16
 
 
 class TcMarks:
@@ -136,60 +130,12 @@ class TcMarks:
         return done.stdout
 
 
-class TcMonitor:
-    """Hears of every change of filters in this network namespace, our own changes included."""
+class TcMonitor(TouchMonitor):
+    """Hears of every change of filters that may be ours."""
 
     def __init__(self) -> None:
-        """Joins RTNLGRP_TC; raises Unavailable when there is no rtnetlink."""
-        try:
-            self._socket = socket.socket(
-                socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_ROUTE
-            )
-            self._socket.setblocking(False)
-            self._socket.bind((0, 0))
-            self._socket.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, RTNLGRP_TC)
-        except OSError as error:
-            raise Unavailable(f"cannot watch tc: {error.strerror}") from error
-
-    def fileno(self) -> int:
-        """For the loop: readable when there is something to read()."""
-        return self._socket.fileno()
-
-    def read(self) -> bool:
-        """Take everything that waits; whether filters of ours may have been touched.
-
-        True as well when notifications were lost. Never blocks.
-        """
-        touched = False
-        while True:
-            try:
-                datagram, (sender, _) = self._socket.recvfrom(_DATAGRAM_BYTES)
-            except BlockingIOError:
-                return touched
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise Unavailable(f"cannot watch tc: {error.strerror}") from error
-                touched = True
-                continue
-            if sender == 0:  # the kernel; other processes may send to us too
-                touched = touched or _touches(datagram)
-
-    def close(self) -> None:
-        """Leave the group."""
-        self._socket.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def _touches(datagram: bytes) -> bool:
-    try:
-        return touches_marks(datagram)
-    except Malformed:
-        return True
+        """Raises Unavailable when there is no rtnetlink."""
+        super().__init__(NETLINK_ROUTE, RTNLGRP_TC, what="tc", touches=touches_marks)
 
 
 def _reason(stderr: str) -> str:

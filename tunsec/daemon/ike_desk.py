@@ -75,7 +75,7 @@ from tunsec.model.ike_sa import (
 from tunsec.model.names import HostName, Reqid, Spi
 from tunsec.model.sa import Sa, SaId
 from tunsec.plan.ike_connection import IkeSetup, Slot, ike_connection, slots
-from tunsec.plan.ike_options import Ignored, ignored_options, orphaned_sas
+from tunsec.plan.ike_options import Ignored, Leeway, ignored_options, orphaned_sas
 from tunsec.policy.intent import Intent
 from tunsec.ports import Clock, Entropy, Ike, Kernel
 
@@ -107,10 +107,14 @@ class Connection:
     """What it was given before that, the newest first: what is made over IKE_SAs of then is so."""
     asked_since: Instant | None = None
     """When it was first given something in this life of the daemon."""
+    asked_at: Instant | None = None
+    """When it was given what it has now."""
     made: dict[tuple[int, Spi], IkeChild] = field(default_factory=dict)
     """What CHILD_SAs were asked to be, by id and inbound SPI, where they are so."""
     ikes: dict[int, tuple[IkeSa, Instant]] = field(default_factory=dict)
     """What charon last told of each IKE_SA, and when."""
+    born: dict[int, Instant] = field(default_factory=dict)
+    """When IKE_SAs were made, as far as charon told of it; one that was rekeyed keeps its time."""
     words: deque[str] = field(default_factory=lambda: deque(maxlen=WORDS_KEPT))
 
 
@@ -149,6 +153,9 @@ class IkeDesk:
         self._wake = wake
         self._connections: dict[ConnectionId, Connection] = {}
         self._by_name: dict[str, ConnectionId] = {}
+        self._next_variant: dict[ConnectionId, int] = {}
+        """Of connections that are gone: should they come back, charon must not take the IKE_SAs of
+        before, which go by what was asked then."""
         self._children: dict[ChildId, Child] = {}
         self._by_reqid: dict[Reqid, ChildId] = {}
         self._known: Sequence[Child] = ()
@@ -225,14 +232,16 @@ class IkeDesk:
     def _open(self, connection_id: ConnectionId) -> None:
         first = self._host < connection_id.peer
         reauth = None if self._setup is None else self._setup.rules.reauth_after
-        state = IkeState(connection_id.peer, first, reauth, away=self._away)
+        variant = self._next_variant.pop(connection_id, 0)
+        state = IkeState(connection_id.peer, first, reauth, away=self._away, variant=variant)
         self._connections[connection_id] = Connection(connection_id, state)
         self._by_name[connection_id.name] = connection_id
         if self._setup is not None:
             self._tell(connection_id, CharonReady())
 
     def _shut(self, connection_id: ConnectionId) -> None:
-        del self._connections[connection_id]
+        gone = self._connections.pop(connection_id)
+        self._next_variant[connection_id] = gone.state.variant + 1
         del self._by_name[connection_id.name]
         self._alarms.put(connection_id, None)
         if self._setup is not None and self._ike is not None:
@@ -275,6 +284,7 @@ class IkeDesk:
         self._setup, self._away = None, reason
         for connection in self._connections.values():
             connection.ikes.clear()
+            connection.born.clear()
         self._listing.clear()
         self._list_next.clear()
         for connection_id in self._connections:
@@ -313,13 +323,16 @@ class IkeDesk:
                 if self._is_stranger(ike):
                     self._look_at_strangers()
                 self._note_ike(ike)
+                self._note_birth(ike, self._clock.now())
                 self._tell_named(ike, IkeUp(SeenIke(ike.id, ike.initiator)))
             case IkeEnded(ike):
                 self._forget_ike(ike)
                 self._tell_named(ike, IkeDown(ike.id))
             case IkeRekeyed(old, new):
-                self._forget_ike(old)
+                born = self._forget_ike(old)
                 self._note_ike(new)
+                if born is not None:
+                    self._note_birth(new, born)
                 self._tell_named(new, IkeReplaced(old.id, new.id))
             case ChildEstablished(ike, child):
                 self._child_up(ike, child)
@@ -492,9 +505,11 @@ class IkeDesk:
         now_asked = {child.name: child for child in wanted.children}
         if connection.asked and connection.asked != now_asked:
             connection.asked_before.appendleft(connection.asked)
+        if connection.asked_at is None or connection.asked != now_asked:
+            connection.asked_at = self._clock.now()
         connection.asked = now_asked
         if connection.asked_since is None:
-            connection.asked_since = self._clock.now()
+            connection.asked_since = connection.asked_at
         self._ike.load(wanted, done=done)
 
     def _initiate(self, connection: Connection, child: ChildId, slot: int) -> None:
@@ -536,11 +551,12 @@ class IkeDesk:
             self._wake()
             return
         self._listing = set(asked)
+        asked_at = self._clock.now()
 
         def done(answer: Sequence[IkeSa] | TunsecError) -> None:
             if self._listing == asked:
                 self._listing = set()
-                self._take_list(asked, answer, kernel)
+                self._take_list(asked, answer, kernel, asked_at)
                 self._list()
 
         self._ike.sas(done=done)
@@ -550,6 +566,7 @@ class IkeDesk:
         asked: frozenset[ConnectionId],
         answer: Sequence[IkeSa] | TunsecError,
         kernel: Mapping[SaId, Sa],
+        asked_at: Instant,
     ) -> None:
         for connection_id, connection in self._connections.items():
             if connection_id not in asked:
@@ -559,7 +576,7 @@ class IkeDesk:
             else:
                 mine = [ike for ike in answer if ike.name == connection_id.name]
                 try:
-                    self._tell(connection_id, self._listed(connection, mine, kernel))
+                    self._tell(connection_id, self._listed(connection, mine, kernel, asked_at))
                 except (Refused, Unavailable) as error:
                     self._tell(connection_id, Listed(error=str(error)))
         if not isinstance(answer, TunsecError):
@@ -606,9 +623,16 @@ class IkeDesk:
         return child.name in slots(mine, self._host)
 
     def _listed(
-        self, connection: Connection, ikes: Sequence[IkeSa], kernel: Mapping[SaId, Sa]
+        self,
+        connection: Connection,
+        ikes: Sequence[IkeSa],
+        kernel: Mapping[SaId, Sa],
+        asked_at: Instant,
     ) -> Listed:
-        connection.ikes.clear()
+        # An event that overtook the list counts more: it told of an IKE_SA that the list lacks.
+        connection.ikes = {
+            ike_id: told for ike_id, told in connection.ikes.items() if told[1] >= asked_at
+        }
         standing = [ike for ike in ikes if ike.state in _STANDING]
         for ike in standing:
             self._note_ike(ike)
@@ -679,7 +703,9 @@ class IkeDesk:
             ignored = "; ".join(map(str, found))
             if not ignored:
                 connection.made[name] = asked
-            elif all(one.renewable for one in found) and self._is_inherited(connection, ike):
+            elif all(one.leeway is Leeway.LIFE for one in found) and self._is_inherited(
+                connection, ike
+            ):
                 asked, ignored = None, ""
         return SeenChild(
             ike.id,
@@ -693,6 +719,7 @@ class IkeDesk:
             ignored,
             float(keyed.installed_for),
             outdated=asked != now_asked,
+            stale=bool(ignored) and not self._is_since(connection, ike),
         )
 
     def _held_against(
@@ -708,8 +735,8 @@ class IkeDesk:
         """
         local, remote = connection.id.local, connection.id.remote
         found = ignored_options(asked, child, kernel, local=local, remote=remote)
-        if found:
-            for before in connection.asked_before:
+        if all(one.leeway is not Leeway.NONE for one in found):
+            for before in connection.asked_before if found else ():
                 former = before.get(child.name)
                 if former is not None and not ignored_options(
                     former, child, kernel, local=local, remote=remote
@@ -722,6 +749,11 @@ class IkeDesk:
         charon goes by that one for all that is made over it."""
         since = connection.asked_since
         return since is None or (ike.established_for or 0) > self._clock.now() - since
+
+    def _is_since(self, connection: Connection, ike: IkeSa) -> bool:
+        """Whether an IKE_SA has certainly come after charon was given what it has now."""
+        asked_at, born = connection.asked_at, connection.born.get(ike.id)
+        return asked_at is not None and born is not None and born >= asked_at
 
     def _read(self, connection: Connection, child: ChildSa) -> dict[SaId, Sa]:
         """The two SAs of a CHILD_SA, as the kernel holds them; raises Refused or Unavailable."""
@@ -752,10 +784,18 @@ class IkeDesk:
         if connection is not None:
             connection.ikes[ike.id] = (ike, self._clock.now())
 
-    def _forget_ike(self, ike: IkeSa) -> None:
+    def _note_birth(self, ike: IkeSa, at: Instant) -> None:
         connection = self._connection(ike.name)
         if connection is not None:
-            connection.ikes.pop(ike.id, None)
+            connection.born[ike.id] = at
+
+    def _forget_ike(self, ike: IkeSa) -> Instant | None:
+        """When it was made, if that is known."""
+        connection = self._connection(ike.name)
+        if connection is None:
+            return None
+        connection.ikes.pop(ike.id, None)
+        return connection.born.pop(ike.id, None)
 
     def _log_phases(self, before: IkeState, after: IkeState, now: Instant) -> None:
         for child, flow in after.flows.items():

@@ -1,16 +1,17 @@
 """How things stand, for the control API: read off the machines and the kernel."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import tunsec
 from tunsec.daemon import vip_desk
 from tunsec.daemon.engine import Engine
 from tunsec.daemon.install import inbound_id, outbound_id
 from tunsec.daemon.offload import carried
-from tunsec.daemon.report_ike import ike_flow_statuses, moving_to_ike, unmet_offload
+from tunsec.daemon.report_child import child_status, unmet_offload
+from tunsec.daemon.report_ike import ike_flow_statuses, moving_to_ike
 from tunsec.daemon.tally import Tally
-from tunsec.machines.flow import PROTECTED, FlowState, Phase
+from tunsec.machines.flow import FlowState, Phase
 from tunsec.machines.pair import PairState, blocked_reason
 from tunsec.model.clock import Instant
 from tunsec.model.errors import TunsecError
@@ -150,18 +151,9 @@ def _flow_status(
         tally = tally.plus(sa, inbound=sa.id.dst == child.id.local)
     since = engine.active_since.get(child.id)
     rollover = engine.offers.rollover_at
-    return FlowStatus(
-        flow=child.id.flow,
-        kind=child.kind,
-        peer=child.id.peer,
-        tenant=child.id.tenant,
-        mode=Mode.ESP,
-        keying=Keying.DIRECTORY,
-        local=str(child.id.local),
-        remote=str(child.id.remote),
-        state=flow.phase,
-        reason=engine.troubles.guard or blocked_reason(state, flow),
-        protected=flow.phase in PROTECTED,
+    reason = engine.troubles.guard or blocked_reason(state, flow)
+    return replace(
+        child_status(child, Keying.DIRECTORY, flow.phase, reason),
         spi_in=None if spi_in is None else spi_hex(spi_in),
         spi_out=None if spi_out is None else spi_hex(spi_out),
         aead=outbound.aead if outbound else None,
@@ -189,19 +181,7 @@ def _installed(flow: FlowState, sas: Mapping[SaId, Sa]) -> Iterator[Sa]:
 def _unable(engine: Engine) -> Iterator[FlowStatus]:
     """Relations that nothing here can protect: nothing is keyed for them."""
     for child, reason in engine.scope.unable:
-        yield FlowStatus(
-            flow=child.id.flow,
-            kind=child.kind,
-            peer=child.id.peer,
-            tenant=child.id.tenant,
-            mode=Mode.ESP,
-            keying=child.keying,
-            local=str(child.id.local),
-            remote=str(child.id.remote),
-            state=Phase.BLOCKED,
-            reason=reason,
-            protected=False,
-        )
+        yield child_status(child, child.keying, Phase.BLOCKED, reason)
 
 
 def _retired(engine: Engine) -> Iterator[FlowStatus]:

@@ -1,18 +1,20 @@
 """How flows that IKE keys stand: off their machines, the kernel and what charon last told."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from tunsec.daemon.engine import Engine
 from tunsec.daemon.ike_desk import Connection
 from tunsec.daemon.install import inbound_id, outbound_id
 from tunsec.daemon.offload import carried
+from tunsec.daemon.report_child import child_status, unmet_offload
 from tunsec.daemon.tally import Tally
 from tunsec.machines import pair
-from tunsec.machines.flow import PROTECTED, Phase
+from tunsec.machines.flow import PROTECTED
 from tunsec.machines.ike_flow import IkeFlow
 from tunsec.machines.ike_peer import blocked_reason, trouble
 from tunsec.model.clock import Instant
-from tunsec.model.flow import Child, Keying, Mode
+from tunsec.model.flow import Child, Keying
 from tunsec.model.names import spi_hex
 from tunsec.model.sa import Sa, SaId
 from tunsec.plan.image import Image
@@ -44,20 +46,13 @@ def _flow_status(
     if inbound is None:
         inbound = active.spi_in if active is not None else None
     stands_in_the_way = trouble(connection.state, flow)
-    return FlowStatus(
-        flow=child.id.flow,
-        kind=child.kind,
-        peer=child.id.peer,
-        tenant=child.id.tenant,
-        mode=Mode.ESP,
-        keying=Keying.IKE,
-        local=str(child.id.local),
-        remote=str(child.id.remote),
-        state=phase,
-        reason=engine.troubles.guard
+    reason = (
+        engine.troubles.guard
         or (engine.offloads.refusal(child) if phase not in PROTECTED else "")
-        or blocked_reason(connection.state, flow, now),
-        protected=phase in PROTECTED,
+        or blocked_reason(connection.state, flow, now)
+    )
+    return replace(
+        child_status(child, Keying.IKE, phase, reason),
         spi_in=None if inbound is None else spi_hex(inbound),
         spi_out=None if flow.pinned is None else spi_hex(flow.pinned),
         aead=active.aead if active is not None else None,
@@ -77,13 +72,6 @@ def _flow_status(
         ),
         ike=_ike_status(connection, flow, stands_in_the_way, now),
     )
-
-
-def unmet_offload(engine: Engine, child: Child, phase: Phase) -> Iterator[str]:
-    """Why SAs that still go on cannot have successors."""
-    refusal = engine.offloads.refusal(child) if phase in PROTECTED else ""
-    if refusal:
-        yield f"no new SAs: {refusal}"
 
 
 def moving_to_ike(engine: Engine, child: Child, now: Instant) -> tuple[str, ...]:

@@ -211,8 +211,7 @@ class Scope:
         another port or fewer peers: nothing opens because a line was changed. `keep_released`
         leaves flows released that are declared as they were; else all are managed again.
         """
-        then = Scope(self.host, intent, source, holders=self.holders)
-        then = Scope(self.host, intent, source, faults=self.faults)
+        then = Scope(self.host, intent, source, holders=self.holders, faults=self.faults)
         if keep_released and self.intent is not None:
             same = set(self.intent.flows) & set(intent.flows)
             still = self.released & {flow.name for flow in same}

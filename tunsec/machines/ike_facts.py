@@ -89,6 +89,9 @@ class SeenChild:
     """Seconds since it was installed."""
     outdated: bool = False
     """It is as it was asked for, and the policy has asked for something else since."""
+    stale: bool = False
+    """It is unfit, and its IKE_SA may be older than what is asked now: charon goes by what was
+    asked when the IKE_SA was made."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -360,6 +360,8 @@ def pin(flow: IkeFlow, spi: Spi, now: Instant) -> IkeFlow:
     )
     after = next((one for one in held if one.spi_out == spi), None)
     rekeyed = before is not None and after is not None and before.own and after.own
+    # Back to an older one, because the newer ones are doubted: it was to end long before them.
+    older = before is not None and after is not None and after.since < before.since
     return replace(
         flow,
         held=held,
@@ -369,6 +371,7 @@ def pin(flow: IkeFlow, spi: Spi, now: Instant) -> IkeFlow:
         volume_at=Instant(now + VOLUME_SOONEST) if _has_volume(flow.child) else None,
         volume=None,
         rekeys=flow.rekeys + (1 if rekeyed and before is not after else 0),
+        rekey_at=now if older else flow.rekey_at,
     )
 
 

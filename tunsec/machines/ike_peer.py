@@ -579,6 +579,8 @@ def _child_up(
     if seen.ignored:
         if seen.own:
             actions.append(TerminateChild(seen.ike, seen.id))
+        elif seen.stale:  # the peer would make the next one over it too
+            actions.append(TerminateIke(seen.ike))
         else:
             flow = flows.add_unfit(flow, seen, now)
             state = _with(state, flow)

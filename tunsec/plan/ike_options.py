@@ -6,6 +6,7 @@ proposed. So a CHILD_SA counts only when both its SAs are as asked.
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from enum import Enum
 
 from tunsec.model.flow import OffloadWish
 from tunsec.model.ike import IkeChild, Limits, TrafficSelector
@@ -15,6 +16,15 @@ from tunsec.model.sa import IpsecMode, OffloadKind, Sa, SaId
 from tunsec.model.selector import PortMatch
 
 
+class Leeway(Enum):
+    """What may excuse a difference: a CHILD_SA goes by the policy of its time. Until its successor
+    is there it may carry traffic, for it protects all the same."""
+
+    NONE = "nothing: no packet would come through, or the wrong ones"
+    POLICY = "a policy of before that asked for just that"
+    LIFE = "that an earlier life of the daemon may have had such a policy"
+
+
 @dataclass(frozen=True, slots=True)
 class Ignored:
     """An option of a child, in swanctl's words, that is not in the kernel as asked."""
@@ -22,9 +32,7 @@ class Ignored:
     option: str
     asked: str
     found: str
-    renewable: bool = False
-    """The policy may have asked for it when the CHILD_SA was made. It protects all the same: until
-    its successor is there, it may carry traffic."""
+    leeway: Leeway = Leeway.NONE
 
     def __str__(self) -> str:
         return f"{self.option}: asked for {self.asked}, the kernel has {self.found}"
@@ -103,11 +111,12 @@ def _common(asked: IkeChild, sa: Sa, name: str) -> Iterator[Ignored]:
     if not wanted:
         names = " or ".join(dict.fromkeys(proposal.aead for proposal in asked.proposals))
         found = sa.aead or "another algorithm"
-        yield Ignored(f"esp_proposals ({name})", names, found, renewable=sa.aead is not None)
+        leeway = Leeway.POLICY if sa.aead is not None else Leeway.NONE
+        yield Ignored(f"esp_proposals ({name})", names, found, leeway)
     elif all(proposal.esn is not sa.replay.esn for proposal in wanted):
         numbers = ("ESN", "32-bit sequence numbers")
         asked_for, has = reversed(numbers) if sa.replay.esn else numbers
-        yield Ignored(f"esp_proposals ({name})", asked_for, has, renewable=True)
+        yield Ignored(f"esp_proposals ({name})", asked_for, has, Leeway.POLICY)
     yield from _limits(asked, sa, name)
     if not _covers(asked, sa, inbound=name == "inbound"):
         yield Ignored(f"traffic selectors ({name})", _shown(asked), str(sa.selector))
@@ -123,11 +132,11 @@ def _limits(asked: IkeChild, sa: Sa, name: str) -> Iterator[Ignored]:
         ("packets", asked.packets, has.soft_packets, has.hard_packets),
     ):
         if hard != (limits.life or None):
-            yield Ignored(f"life_{kind} ({name})", str(limits.life), str(hard), renewable=True)
+            yield Ignored(f"life_{kind} ({name})", str(limits.life), str(hard), Leeway.LIFE)
         if not _drawn(limits, soft):
             earliest = (limits.rekey or 0) - limits.jitter
             span = f"{earliest} to {limits.rekey}"
-            yield Ignored(f"rekey_{kind} ({name})", span, str(soft), renewable=True)
+            yield Ignored(f"rekey_{kind} ({name})", span, str(soft), Leeway.LIFE)
 
 
 def _drawn(limits: Limits, soft: int | None) -> bool:
@@ -143,7 +152,7 @@ def _directed(asked: IkeChild, inbound: Sa | None, outbound: Sa | None) -> Itera
     if inbound is not None and not inbound.larval:
         if inbound.replay.window < asked.replay_window:
             window = str(inbound.replay.window)
-            yield Ignored("replay_window", str(asked.replay_window), window, renewable=True)
+            yield Ignored("replay_window", str(asked.replay_window), window, Leeway.POLICY)
         if inbound.id.mark != asked.mark_in:
             yield Ignored("mark_in", str(asked.mark_in), str(inbound.id.mark))
         if inbound.output_mark != asked.set_mark_in:
@@ -159,9 +168,9 @@ def _offload(asked: IkeChild, sa: Sa, name: str) -> Iterator[Ignored]:
     has = sa.offload.kind if sa.offload is not None else None
     wanted = {OffloadWish.CRYPTO: OffloadKind.CRYPTO, OffloadWish.PACKET: OffloadKind.PACKET}
     if asked.offload is OffloadWish.NONE and has is not None:
-        yield Ignored(f"hw_offload ({name})", "none", has, renewable=True)
+        yield Ignored(f"hw_offload ({name})", "none", has, Leeway.POLICY)
     elif asked.offload in wanted and has is not wanted[asked.offload]:
-        yield Ignored(f"hw_offload ({name})", asked.offload, has or "none", renewable=True)
+        yield Ignored(f"hw_offload ({name})", asked.offload, has or "none", Leeway.POLICY)
 
 
 def _covers(asked: IkeChild, sa: Sa, *, inbound: bool) -> bool:

@@ -297,6 +297,7 @@ def test_the_plain_host_is_closed_without_charon(lab: Lab, watch: LeakWatch) -> 
     both.start()
     a, b = both.tunsec, both.plain.host
     to = a.overlay_addresses("red")[0]
+    assert b.reaches(to)
     both.plain.charon.stop()
     assert "tmpl" not in b.run(["ip", "xfrm", "policy"]).stdout
     assert not b.reaches(to, wait=0.3)
