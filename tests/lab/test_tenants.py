@@ -51,20 +51,12 @@ def begin(lab: Lab, family: Family, *, keying: str) -> Cluster:
         if keying == "ike":
             cluster.start_charon(host)
     cluster.start_all()
-    wait_settled(cluster)
+    cluster.wait_settled()
     for host in lab.hosts.values():
         host.raise_overlays()
         host.ip(f"link set {device(host, 'red')} addrgenmode none")
         tenancy.watch_devices(host, *(device(host, name) for name in NETWORKS))
     return cluster
-
-
-def wait_settled(cluster: Cluster) -> None:
-    """Returns when SPIs stay as they are."""
-    for host in cluster.lab.hosts.values():
-        client = cluster.client(host)
-        while any(flow.state != "INSTALLED" for flow in client.status().flows):
-            client.status(wait=1.0)
 
 
 def apply(cluster: Cluster, text: str) -> None:
@@ -76,13 +68,13 @@ def apply(cluster: Cluster, text: str) -> None:
 
 def reaches(one: Host, other: Host, network: str) -> bool:
     """Whether five of five pings are answered over a network."""
-    one.ip("neigh flush all")
+    one.ip(f"neigh flush dev {device(one, network)}")
     return one.ping(address(other, network), count=5).lost == 0
 
 
 def silent(one: Host, other: Host, network: str) -> bool:
     """Whether nothing at all of a network comes out at the other end."""
-    one.ip("neigh flush all")
+    one.ip(f"neigh flush dev {device(one, network)}")
     came_out(other, device(other, network))
     answered = one.ping(address(other, network), count=3, wait=0.2).received
     return answered == came_out(other, device(other, network)) == 0

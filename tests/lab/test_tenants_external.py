@@ -17,7 +17,6 @@ from tests.lab.test_tenants import (
     nobody_repairs,
     sent_by,
     spis_of,
-    wait_settled,
 )
 from tunsec_lab.capture import LeakWatch
 from tunsec_lab.cluster import Cluster
@@ -206,7 +205,7 @@ def policy(*, evpn: str) -> str:
     return "".join(lines)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize(
     ("family", "keying"),
     [
@@ -229,7 +228,7 @@ def test_each_vni_of_an_external_device_has_its_tenants_keys(site: Site, keying:
             if keying == "ike":
                 cluster.start_charon(host)
         cluster.start_all()
-        wait_settled(cluster)
+        cluster.wait_settled()
         site.raise_devices()
         spis_differ(site, cluster, watch, [one for one in NETWORKS if one.tenant or one is shared])
         assert site.silent(grey)
