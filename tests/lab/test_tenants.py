@@ -1,5 +1,6 @@
 """Tenants of one host pair, each with SAs of its own: nobody else's key reads or injects."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -51,10 +52,8 @@ def begin(lab: Lab, family: Family, *, keying: str) -> Cluster:
         if keying == "ike":
             cluster.start_charon(host)
     cluster.start_all()
+    cluster.wait_settled()
     for host in lab.hosts.values():
-        client = cluster.client(host)
-        while any(flow.state != "INSTALLED" for flow in client.status().flows):
-            client.status(wait=1.0)  # SPIs stay as they are from then on
         host.raise_overlays()
         host.ip(f"link set {device(host, 'red')} addrgenmode none")
         tenancy.watch_devices(host, *(device(host, name) for name in NETWORKS))
@@ -94,16 +93,16 @@ def sent_by(watch: LeakWatch, host: Host, to: str, *, through: Host | None = Non
     }
 
 
-def spis_of(cluster: Cluster, host: Host, tenant: str | None) -> set[int]:
+def spis_of(cluster: Cluster, host: Host, tenant: str | None, *, flow: str = "overlay") -> set[int]:
     """SPIs that status names for what a host sends of a tenant, over both families."""
-    flows = cluster.status(host).flows
-    return {int(flow.spi_out or "", 16) for flow in flows if flow.tenant == tenant}
+    found = (one for one in cluster.status(host).flows if (one.flow, one.tenant) == (flow, tenant))
+    return {int(one.spi_out or "", 16) for one in found}
 
 
 @contextmanager
 def nobody_repairs(cluster: Cluster, *hosts: Host) -> Iterator[None]:
     """tunsecd stands still; afterwards it has put right what was done meanwhile."""
-    counted = {host.name: cluster.status(host).drift.guard for host in hosts}
+    before = {host.name: standing(host) for host in hosts}
     for host in hosts:
         cluster.daemons[host.name].freeze()
     try:
@@ -112,14 +111,23 @@ def nobody_repairs(cluster: Cluster, *hosts: Host) -> Iterator[None]:
         for host in hosts:
             cluster.daemons[host.name].thaw()
     for host in hosts:
-        client = cluster.client(host)
-        while cluster.status(host).drift.guard == counted[host.name]:
-            client.status(wait=1.0)
+        while standing(host) != before[host.name]:
+            cluster.client(host).status(wait=1.0)
 
 
-def crossed(cluster: Cluster, host: Host) -> int:
+def standing(host: Host) -> list[str]:
+    """The rules of all tables, and the filters of tunnel devices, in no order."""
+    found = host.run(["nft", "-s", "list", "ruleset"]).stdout.splitlines()
+    for link in json.loads(host.run(["ip", "-j", "-d", "link"]).stdout):
+        if link.get("linkinfo", {}).get("info_kind") in ("vxlan", "geneve"):
+            listing = host.run(["tc", "filter", "show", "dev", link["ifname"], "egress"]).stdout
+            found += [line for line in listing.splitlines() if " index " not in line]
+    return sorted(found)
+
+
+def crossed(cluster: Cluster, host: Host, flow: str = "overlay") -> int:
     """Packets of one tenant with another's VNI that a host has dropped."""
-    return cluster.status(host).guard.drops["overlay"].cross_tenant
+    return cluster.status(host).guard.drops[flow].cross_tenant
 
 
 @pytest.mark.timeout(120)
@@ -244,7 +252,8 @@ def behind(host: Host, *, link: str, own: str, other: str = "") -> Iterator[Host
     ip(f"netns add {name}")
     try:
         ip(f"link add {link} netns {host.netns} type veth peer name eth0 netns {name}")
-        ip(f"addr add {own} dev eth0", "link set eth0 up", "link set lo up", netns=name)
+        quiet_and_up = ("link set eth0 addrgenmode none", "link set eth0 up", "link set lo up")
+        ip(f"addr add {own} dev eth0", *quiet_and_up, netns=name)
         if other:
             ip(f"route add default via {other.partition('/')[0]}", netns=name)
             host.ip(f"addr add {other} dev {link}")
