@@ -32,7 +32,7 @@ CHOSEN = (
 @pytest.mark.parametrize(("name", "keying"), CHOSEN)
 def test_a_trouble_costs_no_more_than_it_may(name: str, keying: Keying) -> None:
     scenario = next(one for one in SCENARIOS if one.name == name)
-    outcome = run(scenario, keying, VXLAN, pace=PACE)
+    outcome = run(scenario, "vxlan", keying, pace=PACE)
     print(" | ".join(row(outcome)))
     assert not outcome.faults
     assert outcome.sent > 1000

@@ -1,11 +1,12 @@
 """What a scenario is: a trouble, what it may cost, and who must prove anew who he is."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
 from scenarios.failover.stage import Stage
+from scenarios.failover.traffic import KINDS, Traffic
 from tunsec.model.flow import Keying
 
 BOTH: Final = frozenset(Keying)
@@ -44,6 +45,8 @@ class Scenario:
     """By which keying both ends must prove anew who they are."""
     keyings: frozenset[Keying] = BOTH
     """Where it applies."""
+    kinds: Mapping[str, Traffic] = field(default_factory=lambda: KINDS)
+    """What runs meanwhile, by its kind of flow: on these it applies."""
     defaults: str = ""
     """In `defaults:` of the policy while the trouble lasts, and not before and after: a cluster
     that rekeys every second is never at rest."""

@@ -31,6 +31,7 @@ class Outcome:
     """The figures of a trial; `faults` are what should not be, in words."""
 
     scenario: Scenario
+    kind: str
     keying: Keying
     sent: int = 0
     lost: int = 0
@@ -48,14 +49,14 @@ class Outcome:
     @property
     def name(self) -> str:
         """Of the trial."""
-        return f"{self.scenario.name} by {self.keying}"
+        return f"{self.scenario.name} on {self.kind} by {self.keying}"
 
 
-def run(scenario: Scenario, keying: Keying, traffic: Traffic, *, pace: float = 1.0) -> Outcome:
+def run(scenario: Scenario, kind: str, keying: Keying, *, pace: float = 1.0) -> Outcome:
     """On hosts of its own. Whatever goes wrong is in the outcome."""
-    outcome = Outcome(scenario, keying)
+    outcome = Outcome(scenario, kind, keying)
     try:
-        with watched_stage(scenario, keying, traffic, outcome, pace=pace) as stage:
+        with watched_stage(scenario, keying, scenario.kinds[kind], outcome, pace=pace) as stage:
             suffer(scenario, stage, outcome)
     except Exception as error:  # noqa: BLE001 - the other scenarios are still to be run
         frame = traceback.extract_tb(error.__traceback__)[-1]
@@ -98,7 +99,8 @@ def suffer(scenario: Scenario, stage: Stage, outcome: Outcome) -> None:
     stage.load.begin()
     time.sleep(TAIL)
     scenario.trouble(stage)
-    ended_at = time.monotonic()
+    stage.over()
+    ended_at = stage.ended_at[-1]
     if scenario.defaults:
         stage.reload(stage.policy())
     wanted = stage.keying in scenario.reauth
@@ -116,7 +118,7 @@ def suffer(scenario: Scenario, stage: Stage, outcome: Outcome) -> None:
         time.sleep(LOOK_EVERY)
     time.sleep(TAIL)
     stage.load.end()
-    measure(outcome, stage, ended_at)
+    measure(outcome, stage)
     judge(outcome, left, outlasting, refusals(stage))
 
 
@@ -138,16 +140,33 @@ def wait_for_rest(stage: Stage) -> None:
 # -- figures --------------------------------------------------------------------------------------
 
 
-def measure(outcome: Outcome, stage: Stage, ended_at: float) -> None:
+def measure(outcome: Outcome, stage: Stage) -> None:
     """What the packets tell."""
     reports = [probe.report for part in stage.load.parts for probe in part]
     outcome.sent = sum(report.sent for report in reports)
     lost = sum(report.lost for report in reports)
-    outcome.lost = max(0, lost - stage.dropped_by_wire)
+    by_wire = 0 if stage.traffic.reliable else stage.dropped_by_wire
+    outcome.lost = max(0, lost - by_wire)
     lives = zip(*stage.load.parts, strict=True)
     gaps = [gap for life in lives for gap in gaps_of([probe.report for probe in life])]
     outcome.gap_ms = max((1e3 * (end - begin) for begin, end in gaps), default=0.0)
-    outcome.back_ms = max([0.0, *(1e3 * (end - ended_at) for _, end in gaps)])
+    outcome.back_ms = 1e3 * max(
+        (back_after(gap, stage.ended_at, reliable=stage.traffic.reliable) for gap in gaps),
+        default=0.0,
+    )
+
+
+def back_after(gap: tuple[float, float], ended_at: Sequence[float], *, reliable: bool) -> float:
+    """Seconds from the end of the last trouble before it to the end of a gap.
+
+    What is reliable loses nothing in a gap that nobody made, but a machine with other work on it:
+    a short one that begins after a trouble is none.
+    """
+    begin, end = gap
+    over = [at for at in ended_at if at <= end]
+    if not over or (reliable and begin > over[-1] and end - begin < BACK_WITHIN):
+        return 0.0
+    return end - over[-1]
 
 
 def gaps_of(parts: Sequence[ProbeReport]) -> Iterable[tuple[float, float]]:
@@ -186,6 +205,8 @@ def judge(outcome: Outcome, left: Sequence[str], outlasting: str, seen: str) -> 
     match outcome.scenario.cost(outcome.keying):
         case Cost.NOTHING if outcome.lost:
             say(f"{outcome.lost} packets lost, gap {outcome.gap_ms:.0f} ms: {seen}")
+        case Cost.NOTHING if outcome.gap_ms > 1e3 * BACK_WITHIN:
+            say(f"nothing came for {outcome.gap_ms:.0f} ms")
         case Cost.GAP if outcome.back_ms > 1e3 * BACK_WITHIN:
             say(f"packets come again {outcome.back_ms:.0f} ms after the trouble has ended")
         case _:

@@ -1,0 +1,69 @@
+"""A probe whose packets are RDS messages: what came, and for how long nothing did."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from tunsec_lab import rds
+from tunsec_lab.errors import LabError
+from tunsec_lab.probe import Probe, ProbeReport
+
+if TYPE_CHECKING:
+    from tunsec_lab.host import Host
+    from tunsec_lab.process import Process
+
+LATE_SECONDS: Final = 60.0
+"""RDS may still be about to connect when the last message is sent."""
+
+
+class RdsProbe(Probe):
+    """`with RdsProbe(a, b, rate=100) as probe: ...`, then `probe.report`.
+
+    Its lost packets are messages that did not come, came twice, out of order or altered; its gaps
+    are the spans in which messages waited. `to` is an address that the target has besides its own;
+    `others` are hosts that may have it too: what comes to any of them has come.
+    """
+
+    def __init__(
+        self,
+        source: "Host",
+        target: "Host",
+        *,
+        version: int = 4,
+        to: str = "",
+        others: Sequence["Host"] = (),
+        rate: float = 100.0,
+        port: int = rds.PORT,
+    ) -> None:
+        own = target.ipv4 if version == 4 else target.ipv6
+        super().__init__(source, target, to=to or own, rate=rate, port=port)
+        self.near = str(source.ipv4 if version == 4 else source.ipv6)
+        self.rate = rate
+        self.others = tuple(others)
+
+    def __enter__(self) -> "Probe":
+        """An RDS socket can be bound to what is a local address: it is one on the others, too, for
+        that moment."""
+        route = f"local {self.to} dev lo"
+        for host in self.others:
+            host.ip(f"route add {route}")
+        try:
+            return super().__enter__()
+        finally:
+            for host in self.others:
+                host.ip(f"route del {route}")
+
+    def _start(self, host: "Host", role: str, *options: str) -> "Process":
+        if role == "receive":
+            hosts = (self.target, *self.others)
+            netns = [f"--netns=/run/netns/{each.netns}" for each in hosts]
+            return rds.program(host, "sink", f"--near={self.to}", f"--port={self.port}", *netns)
+        ends = [f"--near={self.near}", f"--far={self.to}", f"--port={self.port}"]
+        return rds.program(host, "stream", *ends, f"--rate={self.rate}")
+
+    def stop(self) -> ProbeReport:
+        """Ends both ends; a message that is late is waited for."""
+        self._end(self.sender)
+        with suppress(LabError):
+            self.receiver.wait(timeout=LATE_SECONDS)
+        return super().stop()
