@@ -214,9 +214,11 @@ def talk(options: argparse.Namespace) -> None:
 
 
 def stream(options: argparse.Namespace) -> None:
-    """Numbered messages at a rate, the last one at SIGTERM."""
+    """Numbered messages at a rate, each to so many ports; the last one at SIGTERM."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    sock, far = RdsSocket(options.near, 0), socket_address(options.far, options.port)
+    sock = RdsSocket(options.near, 0)
+    ports = range(options.port, options.port + options.copies)
+    names = [socket_address(options.far, port) for port in ports]
     print("ready", flush=True)
     start = time.monotonic()
     sent = sent_at = 0
@@ -225,18 +227,21 @@ def stream(options: argparse.Namespace) -> None:
         ahead = start + sent / options.rate - time.monotonic()
         last = signal.sigtimedwait({signal.SIGTERM}, max(0.0, ahead)) is not None
         sent_at = time.monotonic_ns()
-        sock.send(numbered(sent, sent_at, last=last), far)
+        message = numbered(sent, sent_at, last=last)
+        for name in names:
+            sock.send(message, name)
         sent += 1
     said = {"sent": sent, "refused": 0, "began_at": int(start * 1e9), "ended_at": sent_at}
     print(json.dumps(said), flush=True)
 
 
 def sink(options: argparse.Namespace) -> None:
-    """Takes what comes in any of the namespaces until the last message of the stream or SIGTERM."""
+    """Takes what comes in any of the namespaces, each at a port of its own, until the last message
+    of the stream or SIGTERM."""
     sockets = {}
-    for netns in options.netns or ("/proc/self/ns/net",):
+    for port, netns in enumerate(options.netns, start=options.port):
         enter(netns)
-        sock = RdsSocket(options.near, options.port)
+        sock = RdsSocket(options.near, port)
         sockets[sock.socket.fileno()] = sock
     poll = select.poll()
     for number in sockets:
@@ -253,20 +258,20 @@ def sink(options: argparse.Namespace) -> None:
     print(json.dumps(arrivals.summary()), flush=True)
 
 
-class Told(Exception):
-    """SIGTERM: the last message does not come."""
-
-
-def raise_told(*_: object) -> None:
-    raise Told
-
-
 def enter(netns: str) -> None:
     """From now on this process makes its sockets in a network namespace."""
     opened = os.open(netns, os.O_RDONLY)
     if ctypes.CDLL(None, use_errno=True).setns(opened, CLONE_NEWNET):
         raise OSError(ctypes.get_errno(), netns)
     os.close(opened)
+
+
+class Told(Exception):
+    """SIGTERM: the last message does not come."""
+
+
+def raise_told(*_: object) -> None:
+    raise Told
 
 
 def numbered(number: int, sent_at: int, *, last: bool = False) -> bytes:
@@ -344,7 +349,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--far", default="")
     parser.add_argument("--port", type=int, default=PORT)
     parser.add_argument("--rate", type=float, default=100.0)
-    parser.add_argument("--netns", action="append")
+    parser.add_argument("--copies", type=int, default=1)
+    parser.add_argument("--netns", nargs="*", default=[])
     parser.add_argument("sizes", type=int, nargs="*")
     options = parser.parse_args(arguments)
     {"talk": talk, "echo": echo, "stream": stream, "sink": sink}[options.role](options)

@@ -20,8 +20,10 @@ class RdsProbe(Probe):
     """`with RdsProbe(a, b, rate=100) as probe: ...`, then `probe.report`.
 
     Its lost packets are messages that did not come, came twice, out of order or altered; its gaps
-    are the spans in which messages waited. `to` is an address that the target has besides its own;
-    `others` are hosts that may have it too: what comes to any of them has come.
+    are the spans in which messages waited. `to` is an address that the target has besides its own,
+    and that may move to one of the `others`: what comes to any of them has come. In one kernel an
+    RDS address and port have one socket, whatever their namespace (net/rds/bind.c), so that each
+    host listens at a port of its own, and each message goes to all of these.
     """
 
     def __init__(
@@ -42,8 +44,7 @@ class RdsProbe(Probe):
         self.others = tuple(others)
 
     def __enter__(self) -> "Probe":
-        """An RDS socket can be bound to what is a local address: it is one on the others, too, for
-        that moment."""
+        """An RDS socket is bound to a local address: it is one on the others, too, meanwhile."""
         route = f"local {self.to} dev lo"
         for host in self.others:
             host.ip(f"route add {route}")
@@ -54,11 +55,12 @@ class RdsProbe(Probe):
                 host.ip(f"route del {route}")
 
     def _start(self, host: "Host", role: str, *options: str) -> "Process":
+        hosts = (self.target, *self.others)
+        port = f"--port={self.port}"
         if role == "receive":
-            hosts = (self.target, *self.others)
-            netns = [f"--netns=/run/netns/{each.netns}" for each in hosts]
-            return rds.program(host, "sink", f"--near={self.to}", f"--port={self.port}", *netns)
-        ends = [f"--near={self.near}", f"--far={self.to}", f"--port={self.port}"]
+            netns = [f"/run/netns/{each.netns}" for each in hosts]
+            return rds.program(host, "sink", f"--near={self.to}", port, "--netns", *netns)
+        ends = [f"--near={self.near}", f"--far={self.to}", port, f"--copies={len(hosts)}"]
         return rds.program(host, "stream", *ends, f"--rate={self.rate}")
 
     def stop(self) -> ProbeReport:

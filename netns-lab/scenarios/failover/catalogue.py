@@ -134,15 +134,15 @@ def hand_over(stage: Stage, holder: Host, successor: Host) -> None:
 def split_brain(stage: Stage) -> None:
     """The other owner takes the address, too; neighbours hear the one that holds it no longer, and
     the holder again; then it gives it up."""
-    former, holder = stage.a, stage.b
+    former, holder, sender = stage.hosts
     comes(holder, *stage.others(holder))
     stage.over()
     stage.wait_for_holder(holder)
     stage.lasts(10)
     announce(former, *stage.others(former))
     stage.lasts(10)
-    if left := sas_over(former):
-        raise LabError(f"{former.name} does not hold the address and has SAs over it: {left}")
+    if left := sas_over(former) & sas_over(sender):
+        raise LabError(f"{former.name} does not hold the address and has the SAs over it: {left}")
     announce(holder, *stage.others(holder))
     stage.over()
     stage.lasts(10)
