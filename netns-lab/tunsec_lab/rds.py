@@ -18,6 +18,7 @@ import sys
 import time
 import zlib
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ class RdsSocket:
             )
         )
 
-    def receive(self) -> tuple[bytes, bytes]:
+    def receive(self, flags: int = 0) -> tuple[bytes, bytes]:
         """A message, and the socket address it came from."""
         name, length = ctypes.create_string_buffer(28), ctypes.c_uint(28)
         taken = self._checked(
@@ -160,7 +161,7 @@ class RdsSocket:
                 self.socket.fileno(),
                 self.taken,
                 ctypes.c_size_t(len(self.taken)),
-                0,
+                flags,
                 name,
                 ctypes.byref(length),
             )
@@ -252,7 +253,10 @@ def sink(options: argparse.Namespace) -> None:
     try:
         while not arrivals.ended:
             for number, _ in poll.poll():
-                arrivals.take(sockets[number].receive()[0], time.monotonic_ns())
+                # RDS also wakes whoever waits when there is nothing to be read.
+                with suppress(BlockingIOError):
+                    message, _ = sockets[number].receive(socket.MSG_DONTWAIT)
+                    arrivals.take(message, time.monotonic_ns())
     except Told:
         pass
     print(json.dumps(arrivals.summary()), flush=True)

@@ -14,7 +14,7 @@ from tunsec.cli.client import Failed
 from tunsec_lab.errors import LabError
 from tunsec_lab.faults import Impairment
 from tunsec_lab.host import Host
-from tunsec_lab.service import announce, comes, goes, sas_over
+from tunsec_lab.service import VIP, announce, comes, goes, sas_over
 
 CHECKOUT: Final = Path(__file__).resolve().parents[3]
 NEXT_VERSION: Final = f"{__version__}.next"
@@ -127,8 +127,14 @@ def move_address(stage: Stage) -> None:
 
 def hand_over(stage: Stage, holder: Host, successor: Host) -> None:
     """The address goes from a host and comes to another."""
-    goes(holder)
+    leave(holder)
     comes(successor, *stage.others(successor))
+
+
+def leave(host: Host) -> None:
+    """The address goes from a host with the connections over it, as docs/operations.md advises."""
+    goes(host)
+    host.run(["ss", "-K", f"src {VIP}"])
 
 
 def split_brain(stage: Stage) -> None:
@@ -146,7 +152,7 @@ def split_brain(stage: Stage) -> None:
     announce(holder, *stage.others(holder))
     stage.over()
     stage.lasts(10)
-    goes(holder)
+    leave(holder)
     announce(former, *stage.others(former))
 
 
