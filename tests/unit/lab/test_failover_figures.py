@@ -8,7 +8,7 @@ import pytest
 from scenarios.failover import page
 from scenarios.failover.catalogue import SCENARIOS
 from scenarios.failover.scenario import Cost
-from scenarios.failover.trial import Outcome, gaps_of, judge
+from scenarios.failover.trial import Outcome, back_after, gaps_of, judge
 from tunsec.model.flow import Keying
 from tunsec_lab.probe import PACKET, ProbeReport, Tally
 
@@ -55,10 +55,24 @@ def test_from_one_life_of_a_host_to_the_next_is_a_gap() -> None:
     assert list(gaps_of([report(), silent])) == [(2.0, 9.0)]
 
 
+def test_packets_are_back_when_the_last_gap_after_a_trouble_ends() -> None:
+    ended_at = [10.0, 20.0]
+    assert back_after((9.0, 9.5), ended_at, reliable=False) == 0.0
+    assert back_after((9.0, 10.5), ended_at, reliable=False) == 0.5
+    assert back_after((19.0, 22.0), ended_at, reliable=True) == 2.0
+
+
+def test_what_is_reliable_waits_a_moment_whenever_a_machine_is_slow() -> None:
+    assert back_after((15.0, 15.5), [10.0], reliable=False) == 5.5
+    assert back_after((15.0, 15.5), [10.0], reliable=True) == 0.0
+    assert back_after((15.0, 16.5), [10.0], reliable=True) == 6.5
+
+
 @pytest.mark.parametrize(
     ("cost", "figures", "missed"),
     [
         (Cost.NOTHING, {"lost": 1}, "1 packets lost"),
+        (Cost.NOTHING, {"gap_ms": 1001.0}, "nothing came for 1001 ms"),
         (Cost.GAP, {"lost": 9, "back_ms": 999.0}, ""),
         (Cost.GAP, {"lost": 9, "back_ms": 1001.0}, "1001 ms after"),
     ],
