@@ -337,6 +337,7 @@ SCENARIOS: Final = (
         reset_connections,
         kinds=RDS,
         gap=BOTH,
+        reconnects=True,
     ),
     Scenario(
         "address-moved",

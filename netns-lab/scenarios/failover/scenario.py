@@ -43,6 +43,8 @@ class Scenario:
     """By which keying it may cost a gap; by the others it may cost nothing."""
     reauth: frozenset[Keying] = NONE
     """By which keying both ends must prove anew who they are."""
+    reconnects: bool = False
+    """Connections break: then flows that say so in `on_reconnect` prove anew by either keying."""
     keyings: frozenset[Keying] = BOTH
     """Where it applies."""
     kinds: Mapping[str, Traffic] = field(default_factory=lambda: KINDS)

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from scenarios.failover.traffic import Traffic
-from tunsec.model.flow import Keying
+from tunsec.model.flow import Keying, OnReconnect
+from tunsec.policy.intent import parse_policy
 from tunsec_lab.cluster import Cluster
 from tunsec_lab.errors import LabError
 from tunsec_lab.host import Host, Lab
@@ -90,6 +91,12 @@ class Stage:
     def policy(self, defaults: str = "") -> str:
         """The cluster's policy, with something of its own in `defaults:`."""
         return self.cluster.policy(defaults=self._defaults(defaults))
+
+    @property
+    def reauthenticates(self) -> bool:
+        """Whether a new connection of the flow waits for fresh authentication."""
+        flows = parse_policy(self.policy(), "policy").flows
+        return any(flow.on_reconnect is OnReconnect.REAUTH for flow in flows)
 
     def start(self) -> None:
         """Everything protected and speaking."""

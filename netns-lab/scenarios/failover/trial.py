@@ -41,6 +41,8 @@ class Outcome:
     back_ms: float = 0.0
     """From the end of the trouble until packets came again, and came without a gap from then on."""
     clear: int = 0
+    must_reauth: bool = False
+    """Whether who was away, or connected anew, must prove who he is."""
     reauth_s: float | None = None
     """From the end of the trouble until both ends had proven anew who they are, and nothing of the
     old keys was left; None when they did not."""
@@ -104,7 +106,9 @@ def suffer(scenario: Scenario, stage: Stage, outcome: Outcome) -> None:
     ended_at = stage.ended_at[-1]
     if scenario.defaults:
         stage.reload(stage.policy())
-    wanted = stage.keying in scenario.reauth
+    outcome.must_reauth = stage.keying in scenario.reauth or (
+        scenario.reconnects and stage.reauthenticates
+    )
     left: list[str] = []
     outlasting = ""
     until = ended_at + AT_REST_WITHIN
@@ -113,7 +117,7 @@ def suffer(scenario: Scenario, stage: Stage, outcome: Outcome) -> None:
         if outcome.reauth_s is None and not (outlasting := before.outlasting(stage, now)):
             outcome.reauth_s = now - ended_at
         left = waits(stage) or orphans(fresh, leftovers(stage))
-        done = not left and (outcome.reauth_s is not None or not wanted)
+        done = not left and (outcome.reauth_s is not None or not outcome.must_reauth)
         if done or now > until:
             break
         time.sleep(LOOK_EVERY)
@@ -209,7 +213,7 @@ def judge(outcome: Outcome, left: Sequence[str], outlasting: str, seen: str) -> 
             say(f"packets come again {outcome.back_ms:.0f} ms after the trouble has ended")
         case _:
             pass
-    if outcome.keying in outcome.scenario.reauth and outcome.reauth_s is None:
+    if outcome.must_reauth and outcome.reauth_s is None:
         say(f"what was before is not superseded: {outlasting}")
     outcome.orphans = len(left)
     if left:
