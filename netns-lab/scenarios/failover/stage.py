@@ -186,8 +186,8 @@ class Stage:
             self.cluster.wait_until(host, rekeys=wanted[host.name], timeout=timeout)
 
     def wait_for_holder(self, holder: Host) -> None:
-        """Returns when every daemon says that a host holds the service address, and that all is
-        protected."""
+        """Returns when every daemon says that a host holds the service address, and those that
+        speak with it that all is protected: who has the address, too, speaks with itself there."""
         until = time.monotonic() + HELD_WITHIN
         for host in self.hosts:
             client = self.cluster.client(host)
@@ -196,4 +196,7 @@ class Stage:
                 if time.monotonic() > until:
                     raise LabError(f"{host.name} does not see {holder.name} as holder: {service}")
                 status = client.status(wait=1.0)
-        self.cluster.wait_protected()
+            if not service.here:
+                report = client.wait(None, max(0.0, until - time.monotonic()))
+                if not report.protected:
+                    raise LabError(f"{host.name} waits for {report.waiting_for}")
