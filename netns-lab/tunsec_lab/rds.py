@@ -44,6 +44,8 @@ STREAM_SIZES: Final = (64, 1000, 5000)
 """Of numbered messages, in turn; the largest is more than one TCP segment."""
 SILENCE_NANOSECONDS: Final = 100_000_000
 """A message that has to wait so long, and none comes before it, makes a gap."""
+BEAT_NANOSECONDS: Final = 50_000_000
+"""A sink wakes up so often; when it does later, nobody on this machine got the processor."""
 HOLES_TOLD: Final = 8
 
 
@@ -250,9 +252,13 @@ def sink(options: argparse.Namespace) -> None:
     arrivals = Arrivals()
     signal.signal(signal.SIGTERM, raise_told)
     print("ready", flush=True)
+    beat_at = time.monotonic_ns()
     try:
         while not arrivals.ended:
-            for number, _ in poll.poll():
+            ready = poll.poll(BEAT_NANOSECONDS / 1e6)
+            slept_at, beat_at = beat_at, time.monotonic_ns()
+            arrivals.late(beat_at - slept_at - BEAT_NANOSECONDS)
+            for number, _ in ready:
                 # RDS also wakes whoever waits when there is nothing to be read.
                 with suppress(BlockingIOError):
                     message, _ = sockets[number].receive(socket.MSG_DONTWAIT)
@@ -298,6 +304,12 @@ class Arrivals:
         self.first_at = self.last_at = 0
         self.gaps: list[tuple[int, int]] = []
         self.longest_gap = self.longest_delay = 0
+        self.lateness = 0
+
+    def late(self, nanoseconds: int) -> None:
+        """So long, if at all, the machine had no time for this process: no message waited for that
+        time on account of the network."""
+        self.lateness += max(0, nanoseconds)
 
     def take(self, message: bytes, now: int) -> None:
         """A message came at an instant, in nanoseconds."""
@@ -320,9 +332,10 @@ class Arrivals:
 
     def _wait(self, sent_at: int, now: int) -> None:
         """Nothing came from the last message to this one. What was not sent did not have to wait:
-        a sender that got no processor makes no gap."""
-        if now - max(self.last_at, sent_at) >= SILENCE_NANOSECONDS:
+        a sender that got no processor makes no gap, and neither does this process."""
+        if now - max(self.last_at, sent_at) - self.lateness >= SILENCE_NANOSECONDS:
             self.gaps.append((self.last_at or sent_at, now))
+        self.lateness = 0
         if self.last_at:
             self.longest_gap = max(self.longest_gap, now - self.last_at)
         self.longest_delay = max(self.longest_delay, now - sent_at)

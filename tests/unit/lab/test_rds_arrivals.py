@@ -44,6 +44,16 @@ def test_a_message_that_waits_makes_a_gap_and_a_slow_sender_none() -> None:
     assert arrivals.summary()["gaps"] == [(901 * MS, 1400 * MS)]
 
 
+def test_a_machine_that_had_no_time_makes_no_gap() -> None:
+    arrivals = heard(0)
+    arrivals.late(-10 * MS)
+    arrivals.late(450 * MS)
+    arrivals.take(numbered(1, 2 * MS), 500 * MS)
+    assert arrivals.summary()["gaps"] == []
+    arrivals.take(numbered(2, 500 * MS), 1000 * MS)
+    assert arrivals.summary()["gaps"] == [(500 * MS, 1000 * MS)]
+
+
 def test_sizes_go_round_and_the_last_message_says_so() -> None:
     assert tuple(len(numbered(number, 0)) for number in range(3)) == STREAM_SIZES
     arrivals = heard(0)
