@@ -44,6 +44,10 @@ STREAM_SIZES: Final = (64, 1000, 5000)
 """Of numbered messages, in turn; the largest is more than one TCP segment."""
 SILENCE_NANOSECONDS: Final = 100_000_000
 """A message that has to wait so long, and none comes before it, makes a gap."""
+LOOK_NANOSECONDS: Final = 100_000_000
+"""A stream looks so often at what TCP counts."""
+TROUBLES: Final = ("TCPTimeouts", "ActiveOpens", "PassiveOpens", "AttemptFails", "EstabResets")
+"""Counters of TCP (SNMP's and Linux's own): it had to send again or to connect."""
 BEAT_NANOSECONDS: Final = 50_000_000
 """A sink wakes up so often; when it does later, nobody on this machine got the processor."""
 HOLES_TOLD: Final = 8
@@ -224,7 +228,8 @@ def stream(options: argparse.Namespace) -> None:
     names = [socket_address(options.far, port) for port in ports]
     print("ready", flush=True)
     start = time.monotonic()
-    sent = sent_at = 0
+    sent = sent_at = looked_at = 0
+    counted, troubled_at = 0, []
     last = False
     while not last:
         ahead = start + sent / options.rate - time.monotonic()
@@ -234,8 +239,29 @@ def stream(options: argparse.Namespace) -> None:
         for name in names:
             sock.send(message, name)
         sent += 1
-    said = {"sent": sent, "refused": 0, "began_at": int(start * 1e9), "ended_at": sent_at}
+        if sent_at - looked_at >= LOOK_NANOSECONDS:
+            looked_at, before, counted = sent_at, counted, tcp_troubles()
+            troubled_at += [sent_at] if counted != before else []
+    said = {
+        "sent": sent,
+        "refused": 0,
+        "began_at": int(start * 1e9),
+        "ended_at": sent_at,
+        "troubled_at": troubled_at,
+    }
     print(json.dumps(said), flush=True)
+
+
+def tcp_troubles() -> int:
+    """How often TCP had any, in this namespace."""
+    total = 0
+    for table in ("snmp", "netstat"):
+        with open(f"/proc/self/net/{table}") as file:  # noqa: PTH123 - pathlib starts slowly
+            lines = file.read().splitlines()
+        for names, values in zip(lines[::2], lines[1::2], strict=True):
+            counters = dict(zip(names.split(), values.split(), strict=True))
+            total += sum(int(counters.get(name, 0)) for name in TROUBLES)
+    return total
 
 
 def sink(options: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from tunsec_lab import rds
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from tunsec_lab.host import Host
     from tunsec_lab.process import Process
 
+LOOK_SECONDS: Final = 0.5
+"""Until a stream sees what TCP counts, on a machine with other work, too."""
 LATE_SECONDS: Final = 60.0
 """RDS may still be about to connect when the last message is sent."""
 
@@ -20,7 +23,8 @@ class RdsProbe(Probe):
     """`with RdsProbe(a, b, rate=100) as probe: ...`, then `probe.report`.
 
     Its lost packets are messages that did not come, came twice, out of order or altered; its gaps
-    are the spans in which messages waited. `to` is an address that the target has besides its own,
+    are the spans in which messages waited, and TCP had to send again or to connect: in others it is
+    the machine that was slow. `to` is an address that the target has besides its own,
     and that may move to one of the `others`: what comes to any of them has come. In one kernel an
     RDS address and port have one socket, whatever their namespace (net/rds/bind.c), so that each
     host listens at a port of its own, and each message goes to all of these.
@@ -65,7 +69,17 @@ class RdsProbe(Probe):
 
     def stop(self) -> ProbeReport:
         """Ends both ends; a message that is late is waited for."""
-        self._end(self.sender)
+        said = self._end(self.sender)
         with suppress(LabError):
             self.receiver.wait(timeout=LATE_SECONDS)
-        return super().stop()
+        report = super().stop()
+        troubled = [at / 1e9 for at in said["troubled_at"]]
+        gaps = tuple(gap for gap in report.gaps if any(map(partial(within, gap), troubled)))
+        self.report = report._replace(gaps=gaps)
+        return self.report
+
+
+def within(gap: tuple[float, float], instant: float) -> bool:
+    """Whether what a stream found out then may have been in a gap: it looks now and then."""
+    begin, end = gap
+    return begin <= instant <= end + LOOK_SECONDS

@@ -164,8 +164,8 @@ def measure(outcome: Outcome, stage: Stage) -> None:
 def back_after(gap: tuple[float, float], ended_at: Sequence[float], *, reliable: bool) -> float:
     """Seconds from the end of the last trouble before it to the end of a gap.
 
-    What is reliable loses nothing in a gap that nobody made, but a machine with other work on it:
-    a short one that begins after a trouble is none.
+    What is reliable loses nothing in a gap, so that a slow machine makes some, too: a short one
+    that begins after a trouble is none.
     """
     begin, end = gap
     over = [at for at in ended_at if at <= end]
