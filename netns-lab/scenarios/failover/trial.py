@@ -208,7 +208,7 @@ def judge(outcome: Outcome, left: Sequence[str], outlasting: str, seen: str) -> 
         case Cost.NOTHING if outcome.lost:
             say(f"{outcome.lost} packets lost, gap {outcome.gap_ms:.0f} ms: {seen}")
         case Cost.NOTHING if outcome.gap_ms > 1e3 * BACK_WITHIN:
-            say(f"nothing came for {outcome.gap_ms:.0f} ms")
+            say(f"nothing came for {outcome.gap_ms:.0f} ms: {seen}")
         case Cost.GAP if outcome.back_ms > 1e3 * BACK_WITHIN:
             say(f"packets come again {outcome.back_ms:.0f} ms after the trouble has ended")
         case _:
