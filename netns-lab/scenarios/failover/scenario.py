@@ -15,6 +15,9 @@ BY_IKE: Final = frozenset({Keying.IKE})
 BY_DIRECTORY: Final = frozenset({Keying.DIRECTORY})
 BACK_WITHIN: Final = 1.0
 """Seconds after a trouble has ended."""
+STUCK: Final = 3.0
+"""Seconds in which nothing comes where nothing may be lost: less is what TCP makes of a machine that
+has other work."""
 
 
 class Cost(StrEnum):

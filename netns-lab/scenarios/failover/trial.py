@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from scenarios.failover.aftermath import Credentials, idle, leftovers, orphans, restless
-from scenarios.failover.scenario import BACK_WITHIN, Cost, Scenario
+from scenarios.failover.scenario import BACK_WITHIN, STUCK, Cost, Scenario
 from scenarios.failover.stage import Stage
 from scenarios.failover.traffic import Traffic
 from tunsec.model.flow import Keying
@@ -207,7 +207,7 @@ def judge(outcome: Outcome, left: Sequence[str], outlasting: str, seen: str) -> 
     match outcome.scenario.cost(outcome.keying):
         case Cost.NOTHING if outcome.lost:
             say(f"{outcome.lost} packets lost, gap {outcome.gap_ms:.0f} ms: {seen}")
-        case Cost.NOTHING if outcome.gap_ms > 1e3 * BACK_WITHIN:
+        case Cost.NOTHING if outcome.gap_ms > 1e3 * STUCK:
             say(f"nothing came for {outcome.gap_ms:.0f} ms: {seen}")
         case Cost.GAP if outcome.back_ms > 1e3 * BACK_WITHIN:
             say(f"packets come again {outcome.back_ms:.0f} ms after the trouble has ended")
