@@ -16,8 +16,8 @@ BY_DIRECTORY: Final = frozenset({Keying.DIRECTORY})
 BACK_WITHIN: Final = 1.0
 """Seconds after a trouble has ended."""
 STUCK: Final = 3.0
-"""Seconds in which nothing comes where nothing may be lost: less is what TCP makes of a machine that
-has other work."""
+"""Seconds in which nothing comes where nothing may be lost: less is what TCP makes of a machine
+that has other work."""
 
 
 class Cost(StrEnum):
