@@ -24,7 +24,7 @@ from tunsec_lab.external import encap_route, join_vlan, macs_of, vlan_bridge
 from tunsec_lab.host import Host, Lab
 from tunsec_lab.namespaces import ip
 from tunsec_lab.packets import protect
-from tunsec_lab.topology import Address, Family
+from tunsec_lab.topology import Address, Family, OverlayKind
 
 pytestmark = pytest.mark.needs(
     "esp-ipv4", "esp-ipv6", "esn", "vxlan", "geneve", "bridge", "encap-routes", "vlan-tunnels",
@@ -141,7 +141,8 @@ class Site:
 @pytest.fixture
 def site(family: Family) -> Iterator[Site]:
     """All devices are there, and down."""
-    with Lab(replace(tenancy.tenants_over(family), overlays=())) as lab, ExitStack() as stack:
+    bare = replace(tenancy.tenants_over(family, OverlayKind.VXLAN), overlays=())
+    with Lab(bare) as lab, ExitStack() as stack:
         a, b = lab.hosts.values()
         near, far = (host.ipv4 if family is Family.IPV4 else host.ipv6 for host in (a, b))
         make_devices(a, b, near, far)
