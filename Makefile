@@ -19,8 +19,8 @@ demo: ## two hosts whose VXLAN is ESP, live, in the lab
 	@if test -t 1 && test -z "$$NO_COLOR"; then set -- --env FORCE_COLOR=1; fi; \
 		netns-lab/lab exec --timeout 120s "$$@" -- python3 -m scenarios.demo
 
-failover: ## everything that can break, both keyings; docs/failover.md's table (ARGS="--only NAME ...")
-	@netns-lab/lab exec --cpus 2 --timeout 90m --mount docs:/docs -- \
+failover: ## everything that can break, VXLAN and RDS, both keyings; docs/failover.md's table
+	@netns-lab/lab exec --cpus 2 --timeout 240m --mount docs:/docs -- \
 		python3 -m scenarios.failover --page /docs/failover.md $(ARGS)
 
 test: ## lint, types, unit, sim, lab, lab-ike, lab-kinds and lab-virtual, each whatever became of the others

@@ -8,31 +8,57 @@ import pytest
 from scenarios.failover.catalogue import SCENARIOS
 from scenarios.failover.page import row
 from scenarios.failover.traffic import KINDS
-from scenarios.failover.trial import run
+from scenarios.failover.trial import Outcome, run
 from tunsec.model.flow import Keying
 
 PACE = 0.2
 """A partition of 30 s lasts 6 s."""
-VXLAN = KINDS["vxlan"]
 CHOSEN = (
-    ("tunsecd-upgraded", Keying.DIRECTORY),
-    ("charon-killed", Keying.IKE),
-    ("host-rebooted", Keying.DIRECTORY),
-    ("partition", Keying.DIRECTORY),
-    ("link-flaps", Keying.IKE),
-    ("loss-and-reordering", Keying.DIRECTORY),
-    ("directory-gone", Keying.DIRECTORY),
-    ("clock-ahead", Keying.DIRECTORY),
-    ("policy-reloaded", Keying.DIRECTORY),
-    ("events-overrun", Keying.DIRECTORY),
+    ("tunsecd-upgraded", "vxlan", Keying.DIRECTORY),
+    ("charon-killed", "vxlan", Keying.IKE),
+    ("host-rebooted", "vxlan", Keying.DIRECTORY),
+    ("partition", "vxlan", Keying.DIRECTORY),
+    ("link-flaps", "vxlan", Keying.IKE),
+    ("rds-reset", "rds-tcp", Keying.DIRECTORY),
+    ("loss-and-reordering", "vxlan", Keying.DIRECTORY),
+    ("directory-gone", "vxlan", Keying.DIRECTORY),
+    ("clock-ahead", "vxlan", Keying.DIRECTORY),
+    ("policy-reloaded", "vxlan", Keying.DIRECTORY),
+    ("events-overrun", "vxlan", Keying.DIRECTORY),
+)
+LONG = (
+    ("tunsecd-killed", "rds-tcp", Keying.DIRECTORY),
+    ("charon-killed", "rds-tcp", Keying.IKE),
+    ("loss-and-reordering", "rds-tcp", Keying.IKE),
 )
 
 
-@pytest.mark.needs(*VXLAN.needs, "netem")
-@pytest.mark.parametrize(("name", "keying"), CHOSEN)
-def test_a_trouble_costs_no_more_than_it_may(name: str, keying: Keying) -> None:
-    scenario = next(one for one in SCENARIOS if one.name == name)
-    outcome = run(scenario, keying, VXLAN, pace=PACE)
-    print(" | ".join(row(outcome)))
+@pytest.mark.parametrize(
+    ("name", "kind", "keying"),
+    [*CHOSEN, *(pytest.param(*trial, marks=pytest.mark.long) for trial in LONG)],
+)
+@pytest.mark.needs(*KINDS["vxlan"].needs, *KINDS["rds-tcp"].needs, "netem")
+def test_a_trouble_costs_no_more_than_it_may(name: str, kind: str, keying: Keying) -> None:
+    outcome = trial_of(name, kind, keying)
     assert not outcome.faults
-    assert outcome.sent > 1000
+    assert outcome.sent > 100
+
+
+@pytest.mark.long
+@pytest.mark.needs(*KINDS["rds-tcp"].needs)
+@pytest.mark.parametrize("keying", list(Keying))
+@pytest.mark.parametrize("name", ["address-moved", "address-split"])
+def test_a_transfer_over_a_service_address_goes_on(name: str, keying: Keying) -> None:
+    """How soon is RDS's own matter, too: it is in docs/failover.md."""
+    outcome = trial_of(name, "rds-tcp", keying)
+    assert (outcome.clear, outcome.orphans) == (0, 0), outcome.faults
+    assert outcome.reauth_s is not None, outcome.faults
+    assert outcome.sent > outcome.lost
+
+
+def trial_of(name: str, kind: str, keying: Keying) -> Outcome:
+    """With its figures told."""
+    scenario = next(one for one in SCENARIOS if one.name == name)
+    outcome = run(scenario, kind, keying, pace=PACE)
+    print(" | ".join(row(outcome)))
+    return outcome

@@ -20,14 +20,13 @@ from tunsec_lab.namespaces import inside
 from tunsec_lab.packets import protect
 from tunsec_lab.process import Process
 from tunsec_lab.rds import SIZES, RdsTalk
+from tunsec_lab.service import SERVICES, VIP, announce, comes, goes, sas_over
 
 pytestmark = pytest.mark.needs("esp-ipv4", "esn", "nft-inet")
 
-VIP: Final = "192.0.2.100"
 UDP_PORT: Final = 7000
 TCP_PORT: Final = 7001
 IP_FREEBIND: Final = 15
-SERVICES: Final = f"  vip: {{address: {VIP}, owners: [a, b]}}\n"
 PAUSE: Final = 0.002
 """Seconds between two packets to the address."""
 PATIENCE: Final = 20.0
@@ -124,27 +123,6 @@ def speak_in_clear(lab: Lab) -> None:
     goes(a)
 
 
-def comes(host: Host, *others: Host) -> float:
-    """The address comes to a host, and others hear where it is; when it came."""
-    began = time.monotonic()
-    host.ip(f"addr add {VIP}/24 dev eth0")
-    announce(host, *others)
-    return began
-
-
-def announce(host: Host, *others: Host) -> None:
-    """As by gratuitous ARP, which who moves an address must send."""
-    words = host.run(["ip", "-o", "link", "show", "eth0"]).stdout.split()
-    mac = words[words.index("link/ether") + 1]
-    for other in others:
-        other.ip(f"neigh replace {VIP} lladdr {mac} dev eth0 nud reachable")
-
-
-def goes(host: Host) -> None:
-    """The address goes from a host."""
-    host.ip(f"addr del {VIP}/24 dev eth0")
-
-
 def seen(cluster: Cluster, host: Host) -> ServiceStatus:
     """How a daemon sees the address."""
     [service] = cluster.status(host).services
@@ -167,13 +145,6 @@ def held_by(cluster: Cluster, host: Host, token: int) -> None:
     for other in cluster.lab.hosts.values():
         wait_for(cluster, other, lambda one: (one.holder, one.token) == (host.name, token))
     cluster.wait_protected()
-
-
-def sas_over(host: Host) -> set[tuple[str, str]]:
-    """SPIs over the address in a host's kernel, each with the other end."""
-    lines = host.run(["ip", "-o", "xfrm", "state"]).stdout.splitlines()
-    words = [line.split() for line in lines if VIP in line.split()[:4]]
-    return {(line[line.index("spi") + 1], line[1]) for line in words}
 
 
 @contextmanager

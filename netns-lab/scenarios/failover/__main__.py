@@ -9,11 +9,12 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from scenarios.failover import page
 from scenarios.failover.catalogue import SCENARIOS
+from scenarios.failover.scenario import Scenario
 from scenarios.failover.traffic import KINDS
 from scenarios.failover.trial import Outcome, run
 from tunsec.model.flow import Keying
@@ -25,7 +26,7 @@ def tell(outcome: Outcome, took: float) -> None:
     reauth = "-" if outcome.reauth_s is None else f"{outcome.reauth_s:.1f} s"
     verdict = "FAILED" if outcome.faults else "ok"
     print(
-        f"{verdict:<6} {outcome.name:<36} lost {outcome.lost:>6,} of {outcome.sent:>7,}  "
+        f"{verdict:<6} {outcome.name:<48} lost {outcome.lost:>6,} of {outcome.sent:>7,}  "
         f"gap {outcome.gap_ms:>7,.0f} ms  back after {outcome.back_ms:>6,.0f} ms  "
         f"clear {outcome.clear}  re-authenticated after {reauth:>6}  orphans {outcome.orphans}  "
         f"[{took:.0f} s]",
@@ -56,11 +57,25 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     keyings = [str(keying) for keying in Keying]
     parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", default=names)
     parser.add_argument("--keying", choices=keyings, help="not both of them")
-    parser.add_argument("--kind", choices=sorted(KINDS), default="vxlan")
+    parser.add_argument("--kind", choices=list(KINDS), help="not both of them")
     parser.add_argument("--pace", type=float, default=1.0, help="0.2: troubles last a fifth")
     parser.add_argument("--page", type=Path, help="whose rows are replaced")
     parser.add_argument("--list", action="store_true", help="tell what there is")
     return parser.parse_args(arguments)
+
+
+def trials(options: argparse.Namespace) -> Iterator[tuple[Scenario, str, Keying]]:
+    """What is to be run, in the order of the page."""
+    for scenario in SCENARIOS:
+        for kind in scenario.kinds:
+            for keying in Keying:
+                if (
+                    scenario.name in options.only
+                    and kind == (options.kind or kind)
+                    and keying in scenario.keyings
+                    and keying == (options.keying or keying)
+                ):
+                    yield scenario, kind, keying
 
 
 def main() -> int:
@@ -68,19 +83,17 @@ def main() -> int:
     options = parse()
     if options.list:
         for scenario in SCENARIOS:
-            print(f"{scenario.name:<20} {', '.join(sorted(scenario.keyings)):<16} {scenario.story}")
+            on = f"{', '.join(scenario.kinds):<16} {', '.join(sorted(scenario.keyings)):<16}"
+            print(f"{scenario.name:<20} {on} {scenario.story}")
         return 0
-    wanted = [Keying(options.keying)] if options.keying else list(Keying)
-    outcomes = []
-    for scenario in SCENARIOS:
-        for keying in wanted:
-            if scenario.name in options.only and keying in scenario.keyings:
-                began = time.monotonic()
-                outcome = run(scenario, keying, KINDS[options.kind], pace=options.pace)
-                tell(outcome, time.monotonic() - began)
-                outcomes.append(outcome)
-                if options.page and options.pace == 1.0:
-                    write(options.page, outcomes)
+    outcomes: list[Outcome] = []
+    for scenario, kind, keying in trials(options):
+        began = time.monotonic()
+        outcome = run(scenario, kind, keying, pace=options.pace)
+        tell(outcome, time.monotonic() - began)
+        outcomes.append(outcome)
+        if options.page and options.pace == 1.0:
+            write(options.page, outcomes)
     missed = sum(bool(outcome.faults) for outcome in outcomes)
     print(f"{len(outcomes) - missed} of {len(outcomes)} reach their figures")
     return 1 if missed else 0

@@ -63,25 +63,29 @@ def leftovers(stage: Stage) -> Counter[str]:
 
 @dataclass(frozen=True)
 class Credentials:
-    """By what the hosts of a cluster know each other at one moment."""
+    """By what the hosts of a cluster know each other at one moment; where there is a service
+    address, whoever speaks with it."""
 
     at: float
     """Monotonic seconds."""
     offers: dict[str, int]
     """Of each host the sequence of its offer; empty by IKE."""
+    claims: dict[str, int]
+    """Of each service address the fencing token of its holder; empty where there is none."""
     spis: frozenset[str]
-    """Of all flows of all hosts, both directions."""
+    """Of these flows of all hosts, both directions."""
 
     @classmethod
     def of(cls, stage: Stage, at: float) -> "Credentials":
         """As things stand; `at` is now."""
         statuses = [stage.cluster.status(host) for host in stage.hosts]
-        return cls(at, offers(stage), frozenset().union(*map(spis_of, statuses)))
+        claims = {one.service: one.token for one in statuses[0].services}
+        return cls(at, offers(stage), claims, frozenset().union(*map(spis_of, statuses)))
 
     def outlasting(self, stage: Stage, now: float) -> str:
         """What of them is still of use, in words. Empty when since then who was away has proven
-        anew who he is (by an offer; by IKE both ends do), all flows use other SPIs, and nothing of
-        the old ones is in any kernel."""
+        anew who he is (by an offer, and the holder of a service address by a claim; by IKE both
+        ends do), all flows use other SPIs, and nothing of the old ones is in any kernel."""
         try:
             statuses = {host.name: stage.cluster.status(host) for host in stage.hosts}
         except Failed as error:
@@ -89,7 +93,7 @@ class Credentials:
         for name, status in statuses.items():
             if unproven := self._unproven(status, now):
                 return f"{name}: {unproven}"
-        if stage.keying is Keying.DIRECTORY:
+        if stage.keying is Keying.DIRECTORY and not self.claims:
             fresh = offers(stage)
             if all(fresh.get(name, sequence) == sequence for name, sequence in self.offers.items()):
                 return "no host has made a new offer"
@@ -99,7 +103,10 @@ class Credentials:
         return ""
 
     def _unproven(self, status: Status, now: float) -> str:
-        for flow in status.flows:
+        for service in status.services:
+            if service.token <= self.claims[service.service]:
+                return f"nobody has claimed {service.service} since"
+        for flow in concerned(status):
             here = f"{flow.flow} with {flow.peer} over {flow.local}"
             if not flow.protected:
                 return f"{here} is not protected ({flow.reason})"
@@ -123,9 +130,19 @@ def offers(stage: Stage) -> dict[str, int]:
     }
 
 
+def concerned(status: Status) -> list[FlowStatus]:
+    """A host's flows; those over service addresses, where there are any."""
+    addresses = {address for service in status.services for address in service.addresses}
+    return [
+        flow
+        for flow in status.flows
+        if not addresses or flow.local in addresses or flow.remote in addresses
+    ]
+
+
 def spis_of(status: Status) -> frozenset[str]:
-    """What a host's flows use."""
-    used = {spi for flow in status.flows for spi in (flow.spi_in, flow.spi_out)}
+    """What these use."""
+    used = {spi for flow in concerned(status) for spi in (flow.spi_in, flow.spi_out)}
     return frozenset(spi for spi in used if spi is not None)
 
 

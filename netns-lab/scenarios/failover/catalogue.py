@@ -8,10 +8,13 @@ from typing import Final
 
 from scenarios.failover.scenario import BOTH, BY_DIRECTORY, BY_IKE, Scenario
 from scenarios.failover.stage import RESTART_SECONDS, Stage
+from scenarios.failover.traffic import KINDS, RdsService, Traffic
 from tunsec import __version__
 from tunsec.cli.client import Failed
 from tunsec_lab.errors import LabError
 from tunsec_lab.faults import Impairment
+from tunsec_lab.host import Host
+from tunsec_lab.service import VIP, announce, comes, goes, sas_over
 
 CHECKOUT: Final = Path(__file__).resolve().parents[3]
 NEXT_VERSION: Final = f"{__version__}.next"
@@ -20,6 +23,10 @@ EVERY_FEW_SECONDS: Final = "rekey: {after: 4s, hard: 9h}"
 SELDOM: Final = "rekey: {after: 2h}"
 HOUR: Final = 3600.0
 FLAPS: Final = 20
+RESETS: Final = 20
+RDS_CONNECTIONS: Final = "sport = :16385 or dport = :16385"
+RDS: Final[dict[str, Traffic]] = {"rds-tcp": KINDS["rds-tcp"]}
+SERVICE: Final[dict[str, Traffic]] = {"rds-tcp": RdsService()}
 AT_ONCE: Final = 10
 LOSSY_REKEYS: Final = 15
 LOSSY: Final = Impairment(loss_percent=5, delay_ms=5, reorder_percent=25)
@@ -98,6 +105,55 @@ def flap(stage: Stage) -> None:
         with stage.lab.faults.link_down(stage.b.name):
             time.sleep(0.1)
         time.sleep(0.1)
+
+
+def reset_connections(stage: Stage) -> None:
+    """All of RDS's, by one host and by the other in turn; its peer gets an RST for each."""
+    for number in range(stage.times(RESETS)):
+        if number:
+            stage.over()
+            time.sleep(1.0)
+        stage.hosts[number % 2].run(["ss", "-K", RDS_CONNECTIONS])
+
+
+def move_address(stage: Stage) -> None:
+    """To the other owner, and back."""
+    hand_over(stage, stage.a, stage.b)
+    stage.over()
+    stage.wait_for_holder(stage.b)
+    stage.lasts(10)
+    hand_over(stage, stage.b, stage.a)
+
+
+def hand_over(stage: Stage, holder: Host, successor: Host) -> None:
+    """The address goes from a host and comes to another."""
+    leave(holder)
+    comes(successor, *stage.others(successor))
+
+
+def leave(host: Host) -> None:
+    """The address goes from a host with the connections over it, as docs/operations.md advises."""
+    goes(host)
+    host.run(["ss", "-K", f"src {VIP}"])
+
+
+def split_brain(stage: Stage) -> None:
+    """The other owner takes the address, too; neighbours hear the one that holds it no longer, and
+    the holder again; then it gives it up."""
+    former, holder, sender = stage.hosts
+    comes(holder, *stage.others(holder))
+    stage.over()
+    stage.wait_for_holder(holder)
+    stage.lasts(10)
+    announce(former, *stage.others(former))
+    stage.lasts(10)
+    if left := sas_over(former) & sas_over(sender):
+        raise LabError(f"{former.name} does not hold the address and has the SAs over it: {left}")
+    announce(holder, *stage.others(holder))
+    stage.over()
+    stage.lasts(10)
+    leave(holder)
+    announce(former, *stage.others(former))
 
 
 def flush(stage: Stage) -> None:
@@ -274,6 +330,32 @@ SCENARIOS: Final = (
         "the cable of a host is pulled and plugged in 20 times, 0.1 s each",
         flap,
         gap=BOTH,
+    ),
+    Scenario(
+        "rds-reset",
+        "`ss -K` of all connections of RDS, 20 times: on one host, then on the other",
+        reset_connections,
+        kinds=RDS,
+        gap=BOTH,
+        reconnects=True,
+    ),
+    Scenario(
+        "address-moved",
+        "a service address goes from one owner and comes to the other, while a third host sends to "
+        "it; after 10 s back",
+        move_address,
+        kinds=SERVICE,
+        gap=BOTH,
+        reauth=BOTH,
+    ),
+    Scenario(
+        "address-split",
+        "another owner takes the address while the first one has it; after 10 s neighbours hear "
+        "the first one for 10 s; 10 s later the second one gives it up",
+        split_brain,
+        kinds=SERVICE,
+        gap=BOTH,
+        reauth=BOTH,
     ),
     Scenario(
         "flushed",

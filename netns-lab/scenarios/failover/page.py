@@ -5,11 +5,21 @@ from typing import Final
 
 from scenarios.failover.catalogue import SCENARIOS
 from scenarios.failover.scenario import Scenario
+from scenarios.failover.traffic import KINDS
 from scenarios.failover.trial import Outcome
 from tunsec.model.flow import Keying
 
 HEADS: Final = (
-    *("scenario", "keying", "may cost", "sent", "lost", "longest gap, ms", "back after, ms"),
+    *(
+        "scenario",
+        "kind",
+        "keying",
+        "may cost",
+        "sent",
+        "lost",
+        "longest gap, ms",
+        "back after, ms",
+    ),
     *("clear", "re-authenticated after, s", "orphans", "figures"),
 )
 BEGIN: Final = "<!-- made by make failover: {name} -->\n"
@@ -20,6 +30,7 @@ def row(outcome: Outcome) -> tuple[str, ...]:
     """The figures of a trial."""
     return (
         outcome.scenario.name,
+        outcome.kind,
         str(outcome.keying),
         str(outcome.scenario.cost(outcome.keying)),
         f"{outcome.sent:,}",
@@ -33,6 +44,11 @@ def row(outcome: Outcome) -> tuple[str, ...]:
     )
 
 
+def key(outcome: Outcome) -> tuple[str, ...]:
+    """Which trial it was: what its row begins with."""
+    return row(outcome)[:3]
+
+
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """In Markdown."""
     lines = [heads, ["---"] * len(heads), *rows]
@@ -41,28 +57,31 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def results(outcomes: Sequence[Outcome], *, where: str, before: str = "") -> str:
     """The table of a run, and what was not reached. What was not run stays as it was `before`."""
-    ran = {(outcome.scenario.name, str(outcome.keying)) for outcome in outcomes}
+    ran = {key(outcome) for outcome in outcomes}
     rows = {
-        (cells[0], cells[1]): cells
+        cells[:3]: cells
         for cells in (
-            line.strip("| ").split(" | ") for line in before.splitlines() if line[:1] == "|"
+            tuple(line.strip("| ").split(" | ")) for line in before.splitlines() if line[:1] == "|"
         )
         if len(cells) == len(HEADS)
     }
-    rows |= {(cells[0], cells[1]): list(cells) for cells in map(row, outcomes)}
-    known = [(each.name, str(keying)) for each in SCENARIOS for keying in Keying]
+    rows |= {cells[:3]: cells for cells in map(row, outcomes)}
+    known: list[tuple[str, ...]] = [
+        (each.name, kind, str(keying)) for each in SCENARIOS for kind in KINDS for keying in Keying
+    ]
     missed = {
-        (name, keying): [
-            line for line in before.splitlines() if line.startswith(f"- {name} by {keying}: ")
+        trial: [
+            line
+            for line in before.splitlines()
+            if line.startswith("- {} on {} by {}: ".format(*trial))
         ]
-        for name, keying in known
-        if (name, keying) not in ran
+        for trial in known
+        if trial not in ran
     }
     for outcome in outcomes:
-        said = [f"- {outcome.name}: {fault}" for fault in outcome.faults]
-        missed[outcome.scenario.name, str(outcome.keying)] = said
-    text = table(HEADS, [rows[key] for key in known if key in rows]) + f"\n{where}\n"
-    told = [line for key in known for line in missed.get(key, [])]
+        missed[key(outcome)] = [f"- {outcome.name}: {fault}" for fault in outcome.faults]
+    text = table(HEADS, [rows[trial] for trial in known if trial in rows]) + f"\n{where}\n"
+    told = [line for trial in known for line in missed.get(trial, [])]
     return text + ("\nNot reached:\n\n" + "\n".join(told) + "\n" if told else "")
 
 

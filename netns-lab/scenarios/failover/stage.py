@@ -6,13 +6,16 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from scenarios.failover.traffic import Traffic
-from tunsec.model.flow import Keying
+from tunsec.model.flow import Keying, OnReconnect
+from tunsec.policy.intent import parse_policy
 from tunsec_lab.cluster import Cluster
+from tunsec_lab.errors import LabError
 from tunsec_lab.host import Host, Lab
 from tunsec_lab.probe import Probe
 
 RESTART_SECONDS: Final = 1.0
 """As RestartSec= of systemd/tunsecd.service."""
+HELD_WITHIN: Final = 20.0
 CERTIFICATE_AGE: Final = 7200.0
 """Seconds; so that they hold when the clock is an hour behind."""
 
@@ -51,13 +54,19 @@ class Stage:
     pace: float = 1.0
     dropped_by_wire: int = 0
     """Packets that the scenario had the wire lose."""
+    ended_at: list[float] = field(default_factory=list)
+    """When each trouble had ended; monotonic seconds."""
     undo: ExitStack = field(default_factory=ExitStack)
     """What must be undone when no daemon runs any more."""
 
     def __post_init__(self) -> None:
         defaults = self._defaults("")
         self.cluster = Cluster(
-            self.lab, flows=self.traffic.flows, defaults=defaults, age=CERTIFICATE_AGE
+            self.lab,
+            flows=self.traffic.flows,
+            defaults=defaults,
+            services=self.traffic.services,
+            age=CERTIFICATE_AGE,
         )
         self.load = Load(self.traffic, self.lab)
 
@@ -83,9 +92,16 @@ class Stage:
         """The cluster's policy, with something of its own in `defaults:`."""
         return self.cluster.policy(defaults=self._defaults(defaults))
 
+    @property
+    def reauthenticates(self) -> bool:
+        """Whether a new connection of the flow waits for fresh authentication."""
+        flows = parse_policy(self.policy(), "policy").flows
+        return any(flow.on_reconnect is OnReconnect.REAUTH for flow in flows)
+
     def start(self) -> None:
         """Everything protected and speaking."""
         for host in self.hosts:
+            self.traffic.boot(host)
             self._start_charon(host)
         self.cluster.start_all()
         for host in self.hosts:
@@ -94,6 +110,14 @@ class Stage:
     def _start_charon(self, host: Host) -> None:
         if self.keying is Keying.IKE:
             self.cluster.start_charon(host)
+
+    def over(self) -> None:
+        """A trouble has ended: packets must come again."""
+        self.ended_at.append(time.monotonic())
+
+    def others(self, host: Host) -> list[Host]:
+        """All but one."""
+        return [other for other in self.hosts if other is not host]
 
     def lasts(self, seconds: float) -> None:
         """The trouble goes on for a while."""
@@ -136,12 +160,15 @@ class Stage:
     def power_cycle(self, host: Host, seconds: float) -> None:
         """A host dies with all that it runs, and boots some time later.
 
-        The probes end with it and begin again when it is there, before any daemon of it is.
+        The probes end with it and begin again when it is there, before any daemon of it is. What
+        closes its flows until then is what systemd/tunsec-guard.service loads.
         """
         self.load.end()
         host.destroy()
         self.lasts(seconds)
         host.recreate()
+        self.traffic.boot(host)
+        host.run(["nft", "-f", host.state_dir / "guard.nft"])
         self.load.begin()
         self._start_charon(host)
         self.start_daemons(host)
@@ -157,3 +184,19 @@ class Stage:
         }
         for host in self.hosts:
             self.cluster.wait_until(host, rekeys=wanted[host.name], timeout=timeout)
+
+    def wait_for_holder(self, holder: Host) -> None:
+        """Returns when every daemon says that a host holds the service address, and those that
+        speak with it that all is protected: who has the address, too, speaks with itself there."""
+        until = time.monotonic() + HELD_WITHIN
+        for host in self.hosts:
+            client = self.cluster.client(host)
+            status = client.status()
+            while (service := status.services[0]).holder != holder.name:
+                if time.monotonic() > until:
+                    raise LabError(f"{host.name} does not see {holder.name} as holder: {service}")
+                status = client.status(wait=1.0)
+            if not service.here:
+                report = client.wait(None, max(0.0, until - time.monotonic()))
+                if not report.protected:
+                    raise LabError(f"{host.name} waits for {report.waiting_for}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from scenarios.failover.aftermath import Credentials, idle, leftovers, orphans, restless
-from scenarios.failover.scenario import BACK_WITHIN, Cost, Scenario
+from scenarios.failover.scenario import BACK_WITHIN, STUCK, Cost, Scenario
 from scenarios.failover.stage import Stage
 from scenarios.failover.traffic import Traffic
 from tunsec.model.flow import Keying
@@ -32,6 +32,7 @@ class Outcome:
     """The figures of a trial; `faults` are what should not be, in words."""
 
     scenario: Scenario
+    kind: str
     keying: Keying
     sent: int = 0
     lost: int = 0
@@ -40,6 +41,8 @@ class Outcome:
     back_ms: float = 0.0
     """From the end of the trouble until packets came again, and came without a gap from then on."""
     clear: int = 0
+    must_reauth: bool = False
+    """Whether who was away, or connected anew, must prove who he is."""
     reauth_s: float | None = None
     """From the end of the trouble until both ends had proven anew who they are, and nothing of the
     old keys was left; None when they did not."""
@@ -49,14 +52,14 @@ class Outcome:
     @property
     def name(self) -> str:
         """Of the trial."""
-        return f"{self.scenario.name} by {self.keying}"
+        return f"{self.scenario.name} on {self.kind} by {self.keying}"
 
 
-def run(scenario: Scenario, keying: Keying, traffic: Traffic, *, pace: float = 1.0) -> Outcome:
+def run(scenario: Scenario, kind: str, keying: Keying, *, pace: float = 1.0) -> Outcome:
     """On hosts of its own. Whatever goes wrong is in the outcome."""
-    outcome = Outcome(scenario, keying)
+    outcome = Outcome(scenario, kind, keying)
     try:
-        with watched_stage(scenario, keying, traffic, outcome, pace=pace) as stage:
+        with watched_stage(scenario, keying, scenario.kinds[kind], outcome, pace=pace) as stage:
             suffer(scenario, stage, outcome)
     except Exception as error:  # noqa: BLE001 - the other scenarios are still to be run
         frame = traceback.extract_tb(error.__traceback__)[-1]
@@ -99,10 +102,13 @@ def suffer(scenario: Scenario, stage: Stage, outcome: Outcome) -> None:
     stage.load.begin()
     time.sleep(TAIL)
     scenario.trouble(stage)
-    ended_at = time.monotonic()
+    stage.over()
+    ended_at = stage.ended_at[-1]
     if scenario.defaults:
         stage.reload(stage.policy())
-    wanted = stage.keying in scenario.reauth
+    outcome.must_reauth = stage.keying in scenario.reauth or (
+        scenario.reconnects and stage.reauthenticates
+    )
     left: list[str] = []
     outlasting = ""
     until = ended_at + AT_REST_WITHIN
@@ -111,13 +117,13 @@ def suffer(scenario: Scenario, stage: Stage, outcome: Outcome) -> None:
         if outcome.reauth_s is None and not (outlasting := before.outlasting(stage, now)):
             outcome.reauth_s = now - ended_at
         left = waits(stage) or orphans(fresh, leftovers(stage))
-        done = not left and (outcome.reauth_s is not None or not wanted)
+        done = not left and (outcome.reauth_s is not None or not outcome.must_reauth)
         if done or now > until:
             break
         time.sleep(LOOK_EVERY)
     time.sleep(TAIL)
     stage.load.end()
-    measure(outcome, stage, ended_at)
+    measure(outcome, stage)
     judge(outcome, left, outlasting, refusals(stage))
 
 
@@ -139,16 +145,33 @@ def wait_for_rest(stage: Stage) -> None:
 # -- figures --------------------------------------------------------------------------------------
 
 
-def measure(outcome: Outcome, stage: Stage, ended_at: float) -> None:
+def measure(outcome: Outcome, stage: Stage) -> None:
     """What the packets tell."""
     reports = [probe.report for part in stage.load.parts for probe in part]
     outcome.sent = sum(report.sent for report in reports)
     lost = sum(report.lost for report in reports)
-    outcome.lost = max(0, lost - stage.dropped_by_wire)
+    by_wire = 0 if stage.traffic.reliable else stage.dropped_by_wire
+    outcome.lost = max(0, lost - by_wire)
     lives = zip(*stage.load.parts, strict=True)
     gaps = [gap for life in lives for gap in gaps_of([probe.report for probe in life])]
     outcome.gap_ms = max((1e3 * (end - begin) for begin, end in gaps), default=0.0)
-    outcome.back_ms = max([0.0, *(1e3 * (end - ended_at) for _, end in gaps)])
+    outcome.back_ms = 1e3 * max(
+        (back_after(gap, stage.ended_at, reliable=stage.traffic.reliable) for gap in gaps),
+        default=0.0,
+    )
+
+
+def back_after(gap: tuple[float, float], ended_at: Sequence[float], *, reliable: bool) -> float:
+    """Seconds from the end of the last trouble before it to the end of a gap.
+
+    What is reliable loses nothing in a gap, so that a slow machine makes some, too: a short one
+    that begins after a trouble is none.
+    """
+    begin, end = gap
+    over = [at for at in ended_at if at <= end]
+    if not over or (reliable and begin > over[-1] and end - begin < BACK_WITHIN):
+        return 0.0
+    return end - over[-1]
 
 
 def gaps_of(parts: Sequence[ProbeReport]) -> Iterable[tuple[float, float]]:
@@ -168,7 +191,8 @@ def gaps_of(parts: Sequence[ProbeReport]) -> Iterable[tuple[float, float]]:
 def refusals(stage: Stage) -> str:
     """Which packets are missing, and what hosts count that they did not take or send."""
     missing = [
-        f"{probe.source.name} to {probe.target.name} lacks {probe.report.holes}"
+        f"{probe.source.name} to {probe.target.name} lacks {probe.report.holes}, "
+        f"{probe.report.duplicated} came twice, {probe.report.reordered} out of order"
         for part in stage.load.parts
         for probe in part
         if probe.report.lost
@@ -183,11 +207,13 @@ def judge(outcome: Outcome, left: Sequence[str], outlasting: str, seen: str) -> 
     match outcome.scenario.cost(outcome.keying):
         case Cost.NOTHING if outcome.lost:
             say(f"{outcome.lost} packets lost, gap {outcome.gap_ms:.0f} ms: {seen}")
+        case Cost.NOTHING if outcome.gap_ms > 1e3 * STUCK:
+            say(f"nothing came for {outcome.gap_ms:.0f} ms: {seen}")
         case Cost.GAP if outcome.back_ms > 1e3 * BACK_WITHIN:
             say(f"packets come again {outcome.back_ms:.0f} ms after the trouble has ended")
         case _:
             pass
-    if outcome.keying in outcome.scenario.reauth and outcome.reauth_s is None:
+    if outcome.must_reauth and outcome.reauth_s is None:
         say(f"what was before is not superseded: {outlasting}")
     outcome.orphans = len(left)
     if left:

@@ -8,7 +8,7 @@ import pytest
 from scenarios.failover import page
 from scenarios.failover.catalogue import SCENARIOS
 from scenarios.failover.scenario import Cost
-from scenarios.failover.trial import Outcome, gaps_of, judge
+from scenarios.failover.trial import Outcome, back_after, gaps_of, judge
 from tunsec.model.flow import Keying
 from tunsec_lab.probe import PACKET, ProbeReport, Tally
 
@@ -55,17 +55,31 @@ def test_from_one_life_of_a_host_to_the_next_is_a_gap() -> None:
     assert list(gaps_of([report(), silent])) == [(2.0, 9.0)]
 
 
+def test_packets_are_back_when_the_last_gap_after_a_trouble_ends() -> None:
+    ended_at = [10.0, 20.0]
+    assert back_after((9.0, 9.5), ended_at, reliable=False) == 0.0
+    assert back_after((9.0, 10.5), ended_at, reliable=False) == 0.5
+    assert back_after((19.0, 22.0), ended_at, reliable=True) == 2.0
+
+
+def test_what_is_reliable_waits_a_moment_whenever_a_machine_is_slow() -> None:
+    assert back_after((15.0, 15.5), [10.0], reliable=False) == 5.5
+    assert back_after((15.0, 15.5), [10.0], reliable=True) == 0.0
+    assert back_after((15.0, 16.5), [10.0], reliable=True) == 6.5
+
+
 @pytest.mark.parametrize(
     ("cost", "figures", "missed"),
     [
         (Cost.NOTHING, {"lost": 1}, "1 packets lost"),
+        (Cost.NOTHING, {"gap_ms": 3001.0}, "nothing came for 3001 ms"),
         (Cost.GAP, {"lost": 9, "back_ms": 999.0}, ""),
         (Cost.GAP, {"lost": 9, "back_ms": 1001.0}, "1001 ms after"),
     ],
 )
 def test_what_a_scenario_may_cost(cost: Cost, figures: dict[str, Any], missed: str) -> None:
     [scenario] = [one for one in SCENARIOS if one.name == _example(cost)]
-    outcome = Outcome(scenario, Keying.DIRECTORY, **figures)
+    outcome = Outcome(scenario, "vxlan", Keying.DIRECTORY, **figures)
     judge(outcome, [], "", "")
     assert len(outcome.faults) == bool(missed)
     assert missed in "".join(outcome.faults)
@@ -76,7 +90,7 @@ def _example(cost: Cost) -> str:
 
 
 def test_what_is_left_over_is_told() -> None:
-    outcome = Outcome(SCENARIOS[-1], Keying.DIRECTORY)
+    outcome = Outcome(SCENARIOS[-1], "vxlan", Keying.DIRECTORY)
     judge(outcome, ["a: SAs: 9, not 8"], "", "")
     assert outcome.orphans == 1
     assert "not 8" in outcome.faults[0]
@@ -90,17 +104,22 @@ def test_the_page_has_every_scenario_as_it_is() -> None:
 
 def test_a_run_of_some_replaces_their_rows() -> None:
     partition, last = (one for one in SCENARIOS if one.name in ("partition", SCENARIOS[-1].name))
-    both = [Outcome(partition, Keying.IKE, lost=7, faults=["late"]), Outcome(last, Keying.IKE)]
+    both = [
+        Outcome(partition, "vxlan", Keying.IKE, lost=7, faults=["late"]),
+        Outcome(last, "vxlan", Keying.IKE),
+    ]
     before = page.results(both, where="There.")
-    assert "- partition by ike: late" in before
-    after = page.results([Outcome(partition, Keying.IKE, lost=8)], where="Here.", before=before)
+    assert "- partition on vxlan by ike: late" in before
+    after = page.results(
+        [Outcome(partition, "vxlan", Keying.IKE, lost=8)], where="Here.", before=before
+    )
     assert (before.count("\n| "), after.count("\n| ")) == (3, 3)
     assert "| 8 |" in after
     assert "There" not in after
     assert "late" not in after
-    again = page.results([Outcome(last, Keying.DIRECTORY)], where="Here.", before=before)
+    again = page.results([Outcome(last, "vxlan", Keying.DIRECTORY)], where="Here.", before=before)
     assert again.count("\n| ") == 4
-    assert "- partition by ike: late" in again
+    assert "- partition on vxlan by ike: late" in again
 
 
 def test_a_page_without_the_marks_is_refused() -> None:
