@@ -28,7 +28,7 @@ BREAKS = 8
 DIALS = 3
 RDS_BREAKS = ("ss", "-KHn", "state", "connected", f"( sport = :{RDS} or dport = :{RDS} )")
 FLOWS = f"""\
-  bus: {{kind: rds-tcp, between: all}}
+  bus: {{kind: rds-tcp, between: all, on_reconnect: reauth}}
   copy: {{kind: tcp, port: {TCP}, between: all, on_reconnect: reauth}}
   keys: {{kind: tcp, port: {REKEYED}, between: all, on_reconnect: rekey}}
 """

@@ -6,7 +6,6 @@ from tunsec.model.aead import Aead
 from tunsec.model.clock import Seconds
 from tunsec.model.flow import (
     Keying,
-    Kind,
     Mode,
     OffloadWish,
     OnReconnect,
@@ -60,11 +59,10 @@ def aead_of(file: PolicyFile, flow: FlowEntry) -> AeadWish:
 
 
 def on_reconnect_of(file: PolicyFile, flow: FlowEntry) -> OnReconnect:
-    """What a new connection needs. RDS connects anew by itself, long before anybody could look."""
+    """What a new connection needs."""
     if not ON_WIRE[flow.kind].has_connections:
         return OnReconnect.KEEP
-    own = OnReconnect.REAUTH if flow.kind is Kind.RDS_TCP else OnReconnect.KEEP
-    return flow.on_reconnect or file.defaults.on_reconnect or own
+    return flow.on_reconnect or file.defaults.on_reconnect or OnReconnect.KEEP
 
 
 def aeads_of(file: PolicyFile, flow: FlowEntry) -> tuple[Aead, ...]:

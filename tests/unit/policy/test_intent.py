@@ -151,7 +151,7 @@ def test_marks_and_ppk() -> None:
 
 @pytest.mark.parametrize(
     ("defaults", "rds", "tcp"),
-    [("{}", "reauth", "keep"), ("{on_reconnect: rekey}", "rekey", "rekey")],
+    [("{}", "keep", "keep"), ("{on_reconnect: rekey}", "rekey", "rekey")],
 )
 def test_what_a_new_connection_needs_is_asked_of_kinds_that_have_connections(
     defaults: str, rds: str, tcp: str
