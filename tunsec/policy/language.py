@@ -240,7 +240,7 @@ class DefaultsEntry(_Entry):
     rekey: RekeyEntry = Field(default=RekeyEntry(), description="When traffic keys are replaced.")
     on_reconnect: OnReconnectWord | None = Field(
         default=None,
-        description="What a new connection needs; else reauth for rds-tcp, keep for tcp.",
+        description="What a new connection needs; else keep.",
     )
     offload: OffloadWord = Field(default=OffloadWish.NONE, description="What the NIC does of ESP.")
     sequence_numbers: SequenceNumbersWord = Field(
