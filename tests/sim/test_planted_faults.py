@@ -10,8 +10,9 @@ from dataclasses import replace
 import pytest
 
 from tests.sim.laws import Broken
+from tests.sim.repertoire import Trial
+from tests.sim.script import Script
 from tests.sim.trial import chaos_trial
-from tests.sim.world import World
 from tunsec.daemon import drift, install, post, reconcile, scope
 from tunsec.daemon.engine import Engine
 from tunsec.daemon.install import Installer
@@ -368,18 +369,16 @@ def test_a_planted_fault_is_caught(plant: Plant) -> None:
     """Some seed breaks the law that the fault offends, and breaks none without the fault."""
     seed, said = first_that_breaks(plant, chaos_trial, SEEDS)
     assert FAULTS[plant] in said.splitlines()[0]
-    chaos_trial(seed)
+    chaos_trial(Script(seed))
 
 
-def first_that_breaks(
-    plant: Plant, trial: Callable[[int], World], seeds: Sequence[int]
-) -> tuple[int, str]:
+def first_that_breaks(plant: Plant, trial: Trial, seeds: Sequence[int]) -> tuple[int, str]:
     """The first seed whose trial breaks a law under a fault, and what was said."""
     for seed in seeds:
         with pytest.MonkeyPatch.context() as patch:
             plant(patch)
             try:
-                trial(seed)
+                trial(Script(seed))
             except (Broken, Bug) as caught:
                 return seed, str(caught)
             except AssertionError:
