@@ -34,11 +34,14 @@ class Chaos:
         world = self.world
         faults = world.directory.faults
         faults.longest_delay = world.dice.choice([0.01, 0.05, 0.3])
+        faults.lose = world.dice.choice([0.0, 0.0, 0.2])
         faults.repeat = world.dice.choice([0.0, 0.2])
         faults.replay_old = world.dice.choice([0.0, 0.1])
         faults.fail = world.dice.choice([0.0, 0.1])
         world.lose_events = world.dice.choice([0.0, 0.1])
-        world.longest_trip = world.dice.choice([0.001, 0.02])
+        world.wire.longest_trip = world.dice.choice([0.001, 0.02])
+        world.wire.lose = world.dice.choice([0.0, 0.1])
+        world.wire.repeat = world.dice.choice([0.0, 0.1])
         for number, at in self.script.struck.items():
             world.later(at, functools.partial(self._strike, number))
         self._send_now_and_then(world.dice.choice([0.05, 0.2]))
@@ -48,17 +51,18 @@ class Chaos:
         world = self.world
         self._busy = False
         faults = world.directory.faults
-        faults.fail = faults.replay_old = 0.0
+        faults.fail = faults.replay_old = faults.lose = 0.0
+        faults.full = False
         world.lose_events = 0.0
         world.skew.clear()
         world.directory.cut_off.clear()
         world.directory_back()
-        world.cut_off.clear()
+        world.wire.mend()
         world.charons.heal()
         for host in world.hosts.values():
             host.crash_in = None
             host.dies_unanswered = False
-            host.held_down = False
+            host.held_down = host.disk_full = False
             host.kernel.silent = False
             world.start(host)
 
@@ -91,6 +95,9 @@ class Chaos:
             (2, self._reboot),
             (2, self._directory_away),
             (1, self._cut_off),
+            (2, self._partition),
+            (1, self._directory_full),
+            (2, self._disk_full),
             (2, self._remove_an_sa),
             (2, self._remove_an_sp),
             (1, self._flush_sas),
@@ -165,6 +172,45 @@ class Chaos:
             world.tell(f"{host.name} reaches the directory")
 
         world.later(self.dice.uniform(0.5, 6.0), joins)
+
+    def _directory_full(self, _: SimHost) -> None:
+        world, faults = self.world, self.world.directory.faults
+        world.tell("directory has no room")
+        faults.full = True
+
+        def has_room() -> None:
+            faults.full = False
+            world.tell("directory has room")
+
+        world.later(self.dice.uniform(0.5, 6.0), has_room)
+
+    # The wire and the disk
+
+    def _partition(self, _: SimHost) -> None:
+        """The cluster is cut in two, and one side from the directory."""
+        world = self.world
+        names = list(world.hosts)
+        side = frozenset(self.dice.sample(names, self.dice.randint(1, len(names) - 1)))
+        world.tell(f"{', '.join(sorted(side))} and the directory are parted from the others")
+        away = world.hosts.keys() - side
+        world.wire.side = side
+        world.directory.cut_off |= away
+
+        def joins() -> None:
+            world.tell("the two sides join")
+            world.wire.side = frozenset()
+            world.directory.cut_off -= away
+
+        world.later(self.dice.choice([0.3, 1.0, 3.0, 6.0]), joins)
+
+    def _disk_full(self, host: SimHost) -> None:
+        self.world.tell(f"the disk of {host.name} is full")
+        host.disk_full = True
+
+        def has_room() -> None:
+            host.disk_full = False
+
+        self.world.later(self.dice.choice([0.5, 3.0, 8.0]), has_room)
 
     # The admin's hand, and other programs
 

@@ -48,8 +48,8 @@ class IkeChaos(Chaos):
         world = self.world
         span = self.dice.choice([0.2, 1.0, 3.0, 6.0])
         world.tell(f"{host.name} is cut off for {span} s")
-        world.cut_off.add(host.name)
-        world.later(span, lambda: world.cut_off.discard(host.name))
+        world.wire.cut_off.add(host.name)
+        world.later(span, lambda: world.wire.cut_off.discard(host.name))
 
     def _bad_wire(self, _: SimHost) -> None:
         net = self.world.charons.net

@@ -80,7 +80,7 @@ def ike_restless_trial(script: Script) -> World:
     world.charons.net.longest_delay = dice.choice([0.005, 0.05])
     world.charons.net.repeat = 0.3
     world.directory.faults.longest_delay = dice.choice([0.02, 0.1])
-    world.longest_trip = dice.choice([0.001, 0.02])
+    world.wire.longest_trip = dice.choice([0.001, 0.02])
     world.run_until(world.protected, BACK_WITHIN)
     stream = Stream(world, pause=0.02)
     stream.start()

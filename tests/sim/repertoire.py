@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from tests.sim.ike_trial import ike_chaos_trial, ike_restless_trial
+from tests.sim.large_trial import large_trial
 from tests.sim.laws import Broken
 from tests.sim.script import Script
 from tests.sim.trial import chaos_trial, restless_trial
@@ -21,10 +22,18 @@ TRIALS: dict[str, Trial] = {
     "ike-chaos": ike_chaos_trial,
     "ike-restless": ike_restless_trial,
     "vip": vip_trial,
+    "large": large_trial,
 }
 
-SHARES = {"chaos": 74, "ike-chaos": 14, "vip": 7, "restless": 3, "ike-restless": 2}
-"""How many seeds of a hundred each kind of trial gets: by what one costs and finds."""
+SHARES = {
+    "chaos": 740,
+    "ike-chaos": 140,
+    "vip": 70,
+    "restless": 28,
+    "ike-restless": 18,
+    "large": 4,
+}
+"""How many seeds of a thousand each kind of trial gets: by what one costs and finds."""
 
 SHRINKING = 30.0
 """Seconds for making a story shorter: tests end after some minutes whatever they do."""

@@ -16,7 +16,7 @@ CHUNK = 10
 
 def chunks() -> list[tuple[str, int, int]]:
     """Kinds of trials, and from which seed up to which."""
-    counts = {name: max(1, SEEDS * share // 100) for name, share in SHARES.items()}
+    counts = {name: max(1, SEEDS * share // 1000) for name, share in SHARES.items()}
     return [
         (name, first, min(first + CHUNK, count))
         for name, count in counts.items()

@@ -74,4 +74,4 @@ def test_a_soak_counts_and_ends(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_every_kind_of_trial_has_its_share() -> None:
     assert SHARES.keys() == TRIALS.keys()
-    assert sum(SHARES.values()) == 100
+    assert sum(SHARES.values()) == 1000

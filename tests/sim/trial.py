@@ -194,7 +194,7 @@ def restless_trial(script: Script) -> World:
     faults = world.directory.faults
     faults.longest_delay = dice.choice([0.02, 0.1, 0.3])
     faults.repeat, faults.replay_old = 0.3, 0.2
-    world.longest_trip = dice.choice([0.001, 0.02])
+    world.wire.longest_trip = dice.choice([0.001, 0.02])
     world.run_until(world.protected, BACK_WITHIN)
     stream = Stream(world, pause=0.02)
     stream.start()
