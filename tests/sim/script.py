@@ -3,7 +3,7 @@
 import random
 from dataclasses import dataclass
 
-SPANS = (1.5, 3.0, 3.0, 5.0, 8.0)
+SPANS = (1.0, 2.0, 2.0, 3.0, 8.0)
 """Seconds of trouble: mostly few, as most faults need two or three strikes."""
 STRIKES_PER_SECOND = 1.2
 

@@ -97,7 +97,8 @@ def chaos_trial(script: Script) -> World:
 
 
 def play(world: World, chaos: Chaos, played: Stage, dice: random.Random) -> None:
-    """Trouble, healing, a quiet policy, a host that leaves; raises when something is wrong."""
+    """Trouble, healing, a quiet policy; now and then one is revoked, or a host leaves.
+    Raises when something is wrong."""
     chaos.begin()
     world.run(chaos.script.trouble + 1.0)
     chaos.heal()
@@ -116,11 +117,12 @@ def play(world: World, chaos: Chaos, played: Stage, dice: random.Random) -> None
         world.run_until(world.settled, SETTLED_WITHIN, look=1.0)
         stream.stop()
     nothing_missing_nothing_left(world)
-    if dice.random() < 0.3 and not played.quiet.uses_ike:
+    if dice.random() < 0.15 and not played.quiet.uses_ike:
         _one_is_revoked(world, dice)
         nothing_missing_nothing_left(world)
-    _one_leaves(world, played.quiet, dice)
-    nothing_missing_nothing_left(world)
+    if dice.random() < 0.4:
+        _one_leaves(world, played.quiet, dice)
+        nothing_missing_nothing_left(world)
 
 
 def _one_is_revoked(world: World, dice: random.Random) -> None:
