@@ -26,12 +26,12 @@ TRIALS: dict[str, Trial] = {
 }
 
 SHARES = {
-    "chaos": 740,
-    "ike-chaos": 140,
-    "vip": 70,
-    "restless": 28,
-    "ike-restless": 18,
-    "large": 4,
+    "chaos": 850,
+    "ike-chaos": 90,
+    "vip": 25,
+    "restless": 22,
+    "ike-restless": 11,
+    "large": 2,
 }
 """How many seeds of a thousand each kind of trial gets: by what one costs and finds."""
 

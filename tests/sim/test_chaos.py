@@ -10,17 +10,18 @@ import pytest
 from tests.sim.repertoire import SHARES, play_all
 
 SEEDS = int(os.environ.get("TUNSEC_SIM_SEEDS", "2000"))
-CHUNK = 10
-"""Seeds of one test, so that several processes share them."""
+CHUNK, FEW = 10, 2
+"""Seeds of one test, so that several processes share them; few where one takes long."""
 
 
 def chunks() -> list[tuple[str, int, int]]:
     """Kinds of trials, and from which seed up to which."""
     counts = {name: max(1, SEEDS * share // 1000) for name, share in SHARES.items()}
+    sizes = {name: CHUNK if name == "chaos" else FEW for name in counts}
     return [
-        (name, first, min(first + CHUNK, count))
+        (name, first, min(first + sizes[name], count))
         for name, count in counts.items()
-        for first in range(0, count, CHUNK)
+        for first in range(0, count, sizes[name])
     ]
 
 
