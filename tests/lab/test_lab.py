@@ -11,11 +11,12 @@ import pytest
 from tunsec_lab.capture import LeakFound, LeakWatch
 from tunsec_lab.errors import LabError
 from tunsec_lab.faults import Impairment
-from tunsec_lab.host import Host, Lab
-from tunsec_lab.namespaces import NAMES, inside, processes_in
+from tunsec_lab.host import RDMA_DEVICES, Host, Lab
+from tunsec_lab.namespaces import NAMES, inside, ip, processes_in
 from tunsec_lab.packets import protect
 from tunsec_lab.probe import Probe
 from tunsec_lab.process import CommandFailed
+from tunsec_lab.roce import add_rxe
 
 KEY = "0x" + bytes(range(36)).hex()
 VXLAN_ESP = ("esp-ipv4", "esp-ipv6", "aead-chacha20-poly1305", "esn")
@@ -94,6 +95,20 @@ def test_a_rebooted_host_comes_back_as_it_was_but_empty(two_hosts: Lab) -> None:
     assert (b.state_dir / "kept").exists()
 
 
+@pytest.mark.needs("rxe")
+def test_soft_roce_is_gone_before_the_host_is() -> None:
+    """While it is going, no namespace can be made: neither the host's nor the next lab's."""
+    with Lab("two-hosts", overlays_up=False) as lab:
+        a, b = lab.hosts.values()
+        for host in (a, b):
+            add_rxe(host)
+        b.destroy()
+        assert [(RDMA_DEVICES / host.rxe).exists() for host in (a, b)] == [True, False]
+        b.recreate()
+        add_rxe(b)
+    assert not any((RDMA_DEVICES / host.rxe).exists() for host in (a, b))
+
+
 def test_everything_is_undone_when_a_scenario_fails() -> None:
     netns_before = {path.name for path in NAMES.iterdir()} if NAMES.exists() else set()
     kept = {}
@@ -170,6 +185,17 @@ def test_faults_come_and_go(two_hosts: Lab) -> None:
         began = time.monotonic()
         assert a.reaches(b)
         assert time.monotonic() - began > 0.06
+
+
+@pytest.mark.needs("netem")
+def test_an_answer_that_comes_late_is_not_lost(two_hosts: Lab) -> None:
+    """Every second one at once, the others and the last one much later."""
+    a, b = two_hosts.hosts["a"], two_hosts.hosts["b"]
+    assert a.reaches(b)
+    late = "delay 300ms reorder 100% gap 2"
+    ip(f"qdisc add dev eth0 root netem {late}", netns=b.netns, program="tc")
+    assert a.ping(b, count=5, interval=0.01).lost > 0, "what ping itself would say"
+    assert a.ping(b, count=5).lost == 0
 
 
 def test_a_partition_cuts_between_groups_only(three_hosts: Lab) -> None:

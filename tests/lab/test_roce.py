@@ -7,7 +7,14 @@ from functools import partial
 
 import pytest
 
-from tests.lab.kernel_flows import begin_closed, datagrams, let_key, rdma_in_clear, transfer
+from tests.lab.kernel_flows import (
+    begin_closed,
+    datagrams,
+    injected,
+    let_key,
+    rdma_in_clear,
+    transfer,
+)
 from tests.lab.watched import Packets, packets_of, show_packets, watched_flows
 from tunsec.adapters.rdma import HostRdma
 from tunsec.model.flow import Keying
@@ -17,15 +24,15 @@ from tunsec_lab.cluster import Cluster
 from tunsec_lab.errors import LabError
 from tunsec_lab.host import Host, Lab
 from tunsec_lab.packets import Protected, protect
-from tunsec_lab.roce import RdmaTransfer, Verb, add_rxe, rxe_name
+from tunsec_lab.roce import RdmaTransfer, Verb, add_rxe
 from tunsec_lab.topology import load_topology
 
 pytestmark = pytest.mark.needs("esp-ipv4", "esp-ipv6", "esn", "nft-inet", "rxe")
 
 FLOWS = "  storage: {kind: rocev2, between: all}\n"
 DEFAULTS = "  {{keying: {keying}, rekey: {{after: 1s, hard: 60s, jitter: 0%}}}}\n"
-OTHER_UDP = 5123
-"""A port that no flow names."""
+ROCE_PORT, OTHER_UDP = 4791, 5123
+"""The second is a port that no flow names."""
 
 
 @pytest.fixture
@@ -42,11 +49,11 @@ def watch(lab: Lab) -> Iterator[LeakWatch]:
         yield seen
 
 
-def is_refused(one: Host, other: Host) -> bool:
-    """Whether the kernel takes no datagram to a port that no flow names."""
+def is_refused(one: Host, other: Host, *, port: int = OTHER_UDP) -> bool:
+    """Whether the kernel takes no datagram of a program to a port, one that no flow names."""
     send = (
         "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
-        f"s.sendto(b'x', ('{other.ipv4}', {OTHER_UDP}))"
+        f"s.sendto(b'x', ('{other.ipv4}', {port}))"
     )
     return "PermissionError" in one.run(["python3", "-c", send], check=False).stderr
 
@@ -79,7 +86,7 @@ def test_rdma_and_all_other_udp_of_the_pair_go_in_esp_or_not_at_all(
     assert watch.report().esp == 0
 
     let_key(cluster, keying)
-    assert software_roce() >= {rxe_name(a), rxe_name(b)}
+    assert software_roce() >= {a.rxe, b.rxe}
     assert not any("RoCE" in warning for warning in cluster.status(a).warnings)
     assert (watch.report().ike > 0) is (keying is Keying.IKE)
     for version in (4, 6):
@@ -88,6 +95,9 @@ def test_rdma_and_all_other_udp_of_the_pair_go_in_esp_or_not_at_all(
         after = cluster.flow(a, version=version, flow="storage")
         assert after.out_bytes - before.out_bytes > sizes[Verb.SEND] + sizes[Verb.WRITE]
         assert after.in_bytes - before.in_bytes > sizes[Verb.READ]
+    assert injected(cluster, a, "storage") == 0
+    assert is_refused(a, b, port=ROCE_PORT), "a program must not speak as if it were Soft-RoCE"
+    assert injected(cluster, a, "storage") == 1
     esp = watch.report().esp
     assert datagrams(a, b, port=OTHER_UDP) == 20
     assert watch.report().esp >= esp + 20

@@ -13,6 +13,7 @@ from scenarios.failover.stage import Stage
 from scenarios.failover.traffic import Traffic
 from tunsec.model.flow import Keying
 from tunsec_lab.capture import LeakFound, LeakWatch
+from tunsec_lab.drops import drops
 from tunsec_lab.errors import LabError
 from tunsec_lab.host import Lab
 from tunsec_lab.probe import ProbeReport
@@ -103,10 +104,11 @@ def suffer(scenario: Scenario, stage: Stage, outcome: Outcome) -> None:
         stage.reload(stage.policy())
     wanted = stage.keying in scenario.reauth
     left: list[str] = []
+    outlasting = ""
     until = ended_at + AT_REST_WITHIN
     while True:
         now = time.monotonic()
-        if outcome.reauth_s is None and before.superseded(stage, now):
+        if outcome.reauth_s is None and not (outlasting := before.outlasting(stage, now)):
             outcome.reauth_s = now - ended_at
         left = waits(stage) or orphans(fresh, leftovers(stage))
         done = not left and (outcome.reauth_s is not None or not wanted)
@@ -116,7 +118,7 @@ def suffer(scenario: Scenario, stage: Stage, outcome: Outcome) -> None:
     time.sleep(TAIL)
     stage.load.end()
     measure(outcome, stage, ended_at)
-    judge(outcome, left, refusals(stage))
+    judge(outcome, left, outlasting, refusals(stage))
 
 
 def waits(stage: Stage) -> list[str]:
@@ -164,22 +166,19 @@ def gaps_of(parts: Sequence[ProbeReport]) -> Iterable[tuple[float, float]]:
 
 
 def refusals(stage: Stage) -> str:
-    """Which packets are missing, and what the kernels counted that they did not take or send."""
-    said = [
+    """Which packets are missing, and what hosts count that they did not take or send."""
+    missing = [
         f"{probe.source.name} to {probe.target.name} lacks {probe.report.holes}"
         for part in stage.load.parts
         for probe in part
         if probe.report.lost
     ]
-    for host in stage.hosts:
-        counters = host.run(["cat", "/proc/net/xfrm_stat"]).stdout.splitlines()
-        counted = [" ".join(line.split()) for line in counters if line.split()[1] != "0"]
-        said += [f"{host.name}: {', '.join(counted)}"] if counted else []
-    return "; ".join(said)
+    return "; ".join([*missing, *drops(stage.cluster)])
 
 
-def judge(outcome: Outcome, left: Sequence[str], seen: str) -> None:
-    """Holds the figures against what the scenario may cost."""
+def judge(outcome: Outcome, left: Sequence[str], outlasting: str, seen: str) -> None:
+    """Holds the figures against what the scenario may cost. `left` is what there is too much of at
+    the end, `outlasting` what there is of before, `seen` which packets are missing."""
     say = outcome.faults.append
     match outcome.scenario.cost(outcome.keying):
         case Cost.NOTHING if outcome.lost:
@@ -189,7 +188,7 @@ def judge(outcome: Outcome, left: Sequence[str], seen: str) -> None:
         case _:
             pass
     if outcome.keying in outcome.scenario.reauth and outcome.reauth_s is None:
-        say("no new proof of who is who, or old keys are still there")
+        say(f"what was before is not superseded: {outlasting}")
     outcome.orphans = len(left)
     if left:
         say(f"after {AT_REST_WITHIN:g} s not as a fresh cluster: {'; '.join(left)}")
