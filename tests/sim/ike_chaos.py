@@ -22,7 +22,7 @@ class IkeChaos(Chaos):
             (3, self._cut_off_all),
             (3, self._bad_wire),
             (2, self._nobody_believes),
-            (2, self._careless_charon),
+            (4, self._careless_charon),
             (5, self._keyings_change),
         ]
 

@@ -18,7 +18,7 @@ from tunsec.machines.orders import Action
 from tunsec.model.clock import Instant
 from tunsec.model.ike import ConnectionId
 
-SEEDS = range(30)
+SEEDS = range(60)
 
 
 def sends_before_the_answer_has_come(patch: pytest.MonkeyPatch) -> None:
