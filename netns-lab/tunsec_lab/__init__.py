@@ -2,7 +2,7 @@
 
 Two sides that never import each other. The builder (`cli`, `boot`, `kernel`, `image`, `site`,
 `doctor`, `cache`, `apt`) runs on the host with the standard library alone. The scenario side
-(`topology`, `host`, `process`, `faults`, `capture`, `packets`, `probe`, `features`, with
-`namespaces` and `carrier` below) runs on whatever kernel it finds: in the lab guest or, as root,
-on a capable host.
+(`topology`, `host`, `external`, `process`, `faults`, `capture`, `packets`, `probe`, `features`,
+with `namespaces` and `carrier` below) runs on whatever kernel it finds: in the lab guest or, as
+root, on a capable host.
 """

@@ -174,6 +174,13 @@ class Cluster:
         except Failed as error:
             raise LabError(f"{host.name}: {error}{self.daemons[host.name].tail()}") from error
 
+    def wait_settled(self) -> None:
+        """Returns when no relation is being rekeyed: its SPIs stay as they are, and count on."""
+        for host in self.lab.hosts.values():
+            client = self.client(host)
+            while any(flow.state != "INSTALLED" for flow in client.status().flows):
+                client.status(wait=1.0)
+
     def wait_until(self, host: Host, *, rekeys: int, timeout: float = 60.0) -> None:
         """Returns when every relation of a host has been rekeyed so many times."""
         until = time.monotonic() + timeout

@@ -13,10 +13,12 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
 from tunsec_lab.errors import LabError
+from tunsec_lab.external import encap_route, vlan_bridge
 from tunsec_lab.namespaces import inside, ip
 
 IN_LAB: Final = "TUNSEC_IN_LAB"  # set by the lab guest, where a missing feature is a failure
@@ -117,6 +119,31 @@ def try_overlay(kind: str) -> Callable[[Scratch], None]:
     return attempt
 
 
+def try_encap_routes(where: Scratch) -> None:
+    to, mac = "198.51.100.1", "02:00:00:00:00:01"
+    for kind in ("vxlan", "geneve"):
+        where.ip(f"link add tun0 type {kind} external dstport 4700", "link set tun0 up")
+        for _, remote in PAIRS.values():
+            where.ip(*encap_route(to, "tun0", mac=mac, vni=41, remote=ip_address(remote)))
+        where.ip("link del tun0")
+
+
+def try_vlan_tunnels(where: Scratch) -> None:
+    local, remote = PAIRS["ipv4"]
+    where.ip(f"link add tun0 type vxlan external nolearning local {local} dstport 4700")
+    vlan_bridge(where.netns, "bridge0", "tun0", vnis={10: 41}, remote=ip_address(remote))
+
+
+def try_tc(filter_and_action: str) -> Callable[[Scratch], None]:
+    """What a device sends is filtered."""
+
+    def attempt(where: Scratch) -> None:
+        added = f"filter add dev one egress protocol all {filter_and_action} continue"
+        ip("qdisc add dev one clsact", added, netns=where.netns, program="tc")
+
+    return attempt
+
+
 def try_nft_inet(where: Scratch) -> None:
     where.nft(
         "table inet t { chain o { type filter hook output priority 0; udp dport 4789 drop\n}\n}"
@@ -207,6 +234,12 @@ PROBES: Final[dict[str, Callable[[Scratch], None]]] = {
     "xfrm-statistics": try_xfrm_statistics,
     "vxlan": try_overlay("vxlan"),
     "geneve": try_overlay("geneve"),
+    "encap-routes": try_encap_routes,
+    "vlan-tunnels": try_vlan_tunnels,
+    "tc-vni-marks": try_tc("flower enc_key_id 41 action skbedit mark 41/0xffff"),
+    "tc-tunnel-keys": try_tc(
+        "matchall action tunnel_key set id 41 src_ip 192.0.2.1 dst_ip 192.0.2.2"
+    ),
     "nft-inet": try_nft_inet,
     "nft-netdev-egress": try_nft_egress,
     "nft-rt-ipsec": try_rt_ipsec,

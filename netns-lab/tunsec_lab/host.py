@@ -212,10 +212,11 @@ class Host:
         *,
         count: int = 3,
         interval: float | None = None,
-        wait: float = 1.0,
+        wait: float = 2.0,
         size: int | None = None,
     ) -> PingResult:
-        """All packets at once, with `wait` seconds for the answers; or one each `interval`.
+        """All packets at once, with `wait` seconds for the answers; or one each `interval`. An ARP
+        request that was lost is repeated after one.
 
         Once anything was answered, ping itself waits for twice the slowest answer so far or for an
         interval, whichever is longer: with short ones an answer that comes 10 ms late is "lost".

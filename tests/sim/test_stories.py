@@ -385,6 +385,20 @@ def test_an_outbound_sa_flushed_by_hand_gets_a_new_spi_and_not_the_old_key() -> 
     assert gone not in two.ours(two.left)
 
 
+def test_a_guard_removed_by_hand_is_counted_whoever_sees_it_first() -> None:
+    """A device may change at the same moment, and its event may be read before nftables'."""
+    two = Two(quiet()).start()
+    engine = two.left.engine
+    assert engine is not None
+    two.left.guard.remove()
+    engine.on_guard_changed()
+    engine.on_links_changed()
+    two.world.run(1.0)
+    assert two.left.guard.guard is not None
+    assert engine.counters.repaired_guard == 1
+    two.nothing_lost()
+
+
 def test_an_inbound_sa_flushed_by_hand() -> None:
     two = Two(quiet()).start()
     gone = two.out(two.right)

@@ -377,8 +377,7 @@ class Engine:
         what it carried, and tells nobody."""
         self.vips.look(self._addresses_here())
         self._follow_holders()
-        if not self._guarding.stands(self.scope):
-            self._put_guard()
+        self._check_guard()
         self._check_bypasses()
         self.offloads.forget(ifindexes)
         if any(child.offload is not OffloadWish.NONE for child in self.scope.children):

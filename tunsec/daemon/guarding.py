@@ -4,9 +4,9 @@ import logging
 from collections.abc import Callable
 
 from tunsec.daemon.health import Counters, Part, Troubles
-from tunsec.daemon.scope import Scope
+from tunsec.daemon.scope import Scope, tunnel_device
 from tunsec.model.errors import Refused, Unavailable
-from tunsec.ports import GuardTable, Links, VniMarking
+from tunsec.ports import GuardTable, Links, OverlayDevice, VniMarking
 
 log = logging.getLogger("tunsec.guard")
 
@@ -32,6 +32,8 @@ class Guarding:
         self._links = links
         self._counters = counters
         self._troubles = troubles
+        self._devices: tuple[OverlayDevice, ...] = ()
+        """Those of the last `put`."""
 
     def put(self, scope: Scope) -> bool:
         """Put table and marks, or remove them when nothing is guarded; whether all is in force."""
@@ -41,36 +43,57 @@ class Guarding:
         ]
         return all(done)
 
-    def stands(self, scope: Scope) -> bool:
-        """Whether the kernel holds table and marks as wanted."""
-        return self._holds(Part.GUARD, lambda: self._table_stands(scope)) and self._holds(
-            Part.MARKS, lambda: self._marks_stand(scope)
-        )
-
     def check(self, scope: Scope) -> bool:
-        """Look and repair; whether all is in force now."""
+        """Look and repair; whether all is in force now.
+
+        What others did is counted. That devices have come, gone or changed is no drift.
+        """
         failed = bool(self._troubles.guard or self._troubles.marks)
-        if not failed and self.stands(scope):
+        if not failed and self._stands(scope):
             return True
-        if not failed:
+        if not failed and not self._stands_as_put(scope):
             self._counters.repaired_guard += 1
             log.warning("guard was changed: repaired")
         return self.put(scope)
 
     def _put_table(self, scope: Scope) -> None:
+        self._devices = self._links.overlay_devices()
         if scope.guarded:
-            self._table.put(scope.guard(self._links.overlay_devices()))
+            self._table.put(scope.guard(self._devices))
         else:
             self._table.remove()
 
     def _put_marks(self, scope: Scope) -> None:
         self._marks.put(scope.vni_marks(self._links.overlay_devices()))
 
-    def _table_stands(self, scope: Scope) -> bool:
-        return not scope.guarded or self._table.intact(scope.guard(self._links.overlay_devices()))
+    def _stands(self, scope: Scope) -> bool:
+        """Whether the kernel holds table and marks as wanted for the devices there are now."""
+        devices = self._links.overlay_devices
+        return self._holds(
+            Part.GUARD, lambda: self._table_stands(scope, devices())
+        ) and self._holds(Part.MARKS, lambda: self._marks_stand(scope, devices()))
 
-    def _marks_stand(self, scope: Scope) -> bool:
-        return not self._marks.drift(scope.vni_marks(self._links.overlay_devices()))
+    def _stands_as_put(self, scope: Scope) -> bool:
+        """Whether it holds what was put, but for devices that are not the same any more.
+
+        A device's filters go with it; its chain goes in older kernels and stays in newer ones.
+        """
+        before, same = self._devices, self._unchanged
+        return self._holds(
+            Part.GUARD,
+            lambda: self._table_stands(scope, before) or self._table_stands(scope, same()),
+        ) and self._holds(Part.MARKS, lambda: self._marks_stand(scope, same()))
+
+    def _unchanged(self) -> tuple[OverlayDevice, ...]:
+        """Devices that were there at the last `put` and are there now."""
+        now = {tunnel_device(device) for device in self._links.overlay_devices()}
+        return tuple(device for device in self._devices if tunnel_device(device) in now)
+
+    def _table_stands(self, scope: Scope, devices: tuple[OverlayDevice, ...]) -> bool:
+        return not scope.guarded or self._table.intact(scope.guard(devices))
+
+    def _marks_stand(self, scope: Scope, devices: tuple[OverlayDevice, ...]) -> bool:
+        return not self._marks.drift(scope.vni_marks(devices))
 
     def _succeeds(self, part: Part, act: Callable[[], None]) -> bool:
         try:

@@ -361,6 +361,10 @@ class IkeDesk:
         except (Refused, Unavailable):
             self._tell(connection.id, EventMissed())  # judged when the kernel can be asked
             return
+        if child.keyed is not None and not sas:
+            # Deleted already, by the peer as a rule: no option was ignored. charon's list tells.
+            self._tell(connection.id, EventMissed())
+            return
         seen = self._seen_child(connection, ike, child, sas)
         if seen is not None:
             if seen.ignored:

@@ -119,16 +119,18 @@ class Scope:
     def guard(self, devices: Iterable[OverlayDevice]) -> Guard:
         """The guard table for the tunnel devices there are now."""
         ports = {(flow.kind, port) for flow in self.guarded for port in flow.ports}
+        tunnels = tuple(map(tunnel_device, devices))
         return Guard(
             self.guarded,
-            tuple(_tunnel(device) for device in devices if (device.kind, device.port) in ports),
+            tuple(device for device in tunnels if (device.kind, device.port) in ports),
             self.tunnel_mark,
         )
 
     def vni_marks(self, devices: Iterable[OverlayDevice]) -> tuple[VniMarks, ...]:
         """What packets of each `external` device bear by their VNIs, nothing for most of them."""
         guard = self.guard(())
-        return tuple(guard.vni_marks(_tunnel(device)) for device in devices if device.external)
+        external = (tunnel_device(device) for device in devices if device.external)
+        return tuple(map(guard.vni_marks, external))
 
     @property
     def tunnel_mark(self) -> Mark:
@@ -285,7 +287,8 @@ class Scope:
         )
 
 
-def _tunnel(device: OverlayDevice) -> TunnelDevice:
+def tunnel_device(device: OverlayDevice) -> TunnelDevice:
+    """What the guard must know of a device."""
     return TunnelDevice(device.name, device.ifindex, device.kind, device.port, device.vni)
 
 

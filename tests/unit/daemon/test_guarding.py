@@ -1,7 +1,9 @@
 """The guard's two parts: one that fails is told of, and does not keep the other one back."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+import pytest
 
 from tests.sim.host import FakeGuard, FakeLinks
 from tests.sim.kernel import FakeKernel
@@ -11,7 +13,7 @@ from tunsec.daemon.scope import Scope
 from tunsec.model.clock import Instant
 from tunsec.model.errors import Unavailable
 from tunsec.model.flow import Kind
-from tunsec.model.guard import VniMarks
+from tunsec.model.guard import Guard, VniMarks
 from tunsec.model.names import HostName, Vni
 from tunsec.policy.intent import parse_policy
 from tunsec.ports import OverlayDevice
@@ -48,33 +50,57 @@ class Filters:
         )
 
 
+def external(name: str, number: int, *, port: int = 4789) -> OverlayDevice:
+    """A tunnel device with a VNI per packet."""
+    return OverlayDevice(name, number, Kind.VXLAN, port, 1450, None, None, None, None, True, None)
+
+
 class Devices(FakeLinks):
-    """ports.Links with one external device and one of another port."""
+    """ports.Links with one external device and one of another port, at first."""
+
+    def __init__(self) -> None:
+        super().__init__((), FakeKernel(lambda: Instant(0.0)))
+        self.found: tuple[OverlayDevice, ...] = (
+            external("vxe", 2),
+            external("other", 3, port=4790),
+        )
 
     def overlay_devices(self) -> tuple[OverlayDevice, ...]:
-        """Both are external."""
-        return tuple(
-            OverlayDevice(name, number, Kind.VXLAN, port, 1450, None, None, None, None, True, None)
-            for number, (name, port) in enumerate((("vxe", 4789), ("other", 4790)), start=2)
-        )
+        """Those of now."""
+        return self.found
 
 
 @dataclass
+class OldTable(FakeGuard):
+    """The table in a kernel that deletes a device's chain with the device."""
+
+    links: Devices
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def intact(self, guard: Guard) -> bool:
+        """Whether the table is just this one."""
+        assert self.guard is not None
+        there = {device.ifindex for device in self.links.found}
+        left = tuple(device for device in self.guard.devices if device.ifindex in there)
+        self.guard = replace(self.guard, devices=left)
+        return super().intact(guard)
+
+
 class Rig:
     """A Guarding with everything around it."""
 
-    table: FakeGuard = field(default_factory=FakeGuard)
-    filters: Filters = field(default_factory=Filters)
-    counters: Counters = field(default_factory=Counters)
-    troubles: Troubles = field(default_factory=Troubles)
-
-    @property
-    def guarding(self) -> Guarding:
-        """What is tested."""
-        return Guarding(
+    def __init__(self, *, missing: str = "", old: bool = False) -> None:
+        self.links = Devices()
+        self.table = OldTable(self.links) if old else FakeGuard()
+        self.filters = Filters(missing=missing)
+        self.counters = Counters()
+        self.troubles = Troubles()
+        self.guarding = Guarding(
             table=self.table,
             marks=self.filters,
-            links=Devices((), FakeKernel(lambda: Instant(0.0))),
+            links=self.links,
             counters=self.counters,
             troubles=self.troubles,
         )
@@ -83,7 +109,8 @@ class Rig:
 def test_an_external_device_is_marked_by_vni_and_only_where_there_are_tenants() -> None:
     rig = Rig()
     assert rig.guarding.put(SCOPE)
-    assert rig.guarding.stands(SCOPE)
+    assert rig.guarding.check(SCOPE)
+    assert rig.counters.repaired_guard == 0
     assert list(rig.filters.held) == ["vxe"]
     [(vni, mark)] = rig.filters.held["vxe"].by_vni
     assert (vni, mark) == (Vni(41), SCOPE.children[0].mark)
@@ -99,8 +126,44 @@ def test_filters_that_are_gone_are_put_back_and_counted() -> None:
     assert rig.counters.repaired_guard == 1
 
 
+@pytest.mark.parametrize("old", [True, False])
+def test_devices_that_come_change_and_go_are_no_drift(old: bool) -> None:
+    rig = Rig(old=old)
+    rig.guarding.put(SCOPE)
+    first, second = external("vxe", 2), external("vxf", 4)
+    for found in (first, second), (external("renamed", 2), second), (second,), ():
+        rig.links.found = found
+        rig.filters.held = {
+            device.name: rig.filters.held[device.name]
+            for device in found
+            if device.name in rig.filters.held
+        }
+        assert rig.guarding.check(SCOPE)
+        assert rig.table.guard == SCOPE.guard(found)
+        assert list(rig.filters.held) == [device.name for device in found]
+    assert rig.counters.repaired_guard == 0
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_drift_is_counted_though_a_device_has_changed_too(old: bool) -> None:
+    rig = Rig(old=old)
+    rig.guarding.put(SCOPE)
+    rig.links.found += (external("vxf", 4),)
+    rig.filters.held.clear()
+    assert rig.guarding.check(SCOPE)
+    assert rig.counters.repaired_guard == 1
+    assert list(rig.filters.held) == ["vxe", "vxf"]
+    rig.links.found = ()
+    rig.filters.held.clear()
+    assert rig.table.guard is not None
+    rig.table.guard = replace(rig.table.guard, flows=())
+    assert rig.guarding.check(SCOPE)
+    assert rig.counters.repaired_guard == 2
+    assert rig.table.guard == SCOPE.guard(())
+
+
 def test_without_tc_the_table_stands_and_status_says_why_the_rest_is_blocked() -> None:
-    rig = Rig(filters=Filters(missing="there is no tc"))
+    rig = Rig(missing="there is no tc")
     assert not rig.guarding.put(SCOPE)
     assert rig.table.guard is not None
     assert rig.troubles.guard == ""
