@@ -7,9 +7,9 @@ Prints how many seeds were played and how fast, and of the first that failed the
 """
 
 import argparse
-import itertools
 import logging
 import os
+import random
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -69,11 +69,13 @@ class Soak:
 
 
 def _turns(kinds: dict[str, int], first: int) -> Iterator[tuple[str, int]]:
-    """Kinds of trials in their shares, each with one seed after the other."""
-    for seed in itertools.count(first):
-        for name, share in kinds.items():
-            for number in range(share):
-                yield name, seed * share + number
+    """Kinds of trials in their shares, one among the others, each with one seed after the other."""
+    dice = random.Random(first)
+    seeds = dict.fromkeys(kinds, first)
+    while True:
+        [name] = dice.choices(list(kinds), list(kinds.values()))
+        yield name, seeds[name]
+        seeds[name] += 1
 
 
 def _one(name: str, seed: int) -> Failure | None:
@@ -114,7 +116,7 @@ def main(words: Sequence[str] | None = None) -> int:
         return _replay(asked)
     _quiet()
     # Not what was played before: a soak looks for what no run has seen yet.
-    first = int(time.time()) if asked.first is None else asked.first
+    first = int(time.time() * 1000) if asked.first is None else asked.first
     kinds = SHARES if asked.trial is None else {asked.trial: 1}
     print(f"seeds from --first {first}", flush=True)
     soak = Soak(kinds, first)
