@@ -7,7 +7,7 @@ export PYTHON
 venv = $$(.ci/venv)
 stage = venv=$(venv) && VENV_PYTHON=$$venv/bin/python $(PYTHON) tests/stages.py
 
-.PHONY: help demo failover test setup lint types unit sim lab lab-long lab-virtual week bench \
+.PHONY: help demo failover test setup lint types unit sim soak lab lab-long lab-virtual week bench \
 	bench-peers clean
 .NOTPARALLEL:
 
@@ -40,6 +40,10 @@ unit: ## unit and property tests, the import law
 
 sim: ## whole clusters from seeds
 	@$(stage) sim
+
+FOR ?= 10m
+soak: ## whole clusters from seeds that no run has seen, for as long as asked (FOR=10m)
+	@venv=$(venv) && $$venv/bin/python -m tests.sim.soak --for $(FOR) $(ARGS)
 
 lab: ## tests on the lab's kernel, with charon, and of all kinds of flow
 	@$(stage) lab lab-ike lab-kinds

@@ -423,9 +423,9 @@ def supersede_spares(flow: IkeFlow, now: Instant) -> IkeFlow:
     link to charon left."""
     active = flow.active
     replaced = active is not None and active.own
-    return replace(
+    return _holding(
         flow,
-        held=tuple(
+        tuple(
             _superseded(one, flow, now)
             if one.own
             and one is not active
@@ -443,9 +443,9 @@ def supersede_older_of_peer(flow: IkeFlow, doubted: frozenset[int], now: Instant
     theirs = [one for one in flow.held if not one.own]
     newest = theirs[-1] if theirs else None
     by_slot = {one.slot: one for one in theirs}
-    return replace(
+    return _holding(
         flow,
-        held=tuple(
+        tuple(
             _superseded(one, flow, now)
             if one in theirs
             and one is not newest
@@ -576,12 +576,23 @@ def schedule_looks(flow: IkeFlow, doubted: frozenset[int], now: Instant) -> IkeF
         else stray
         for stray in flow.strays
     )
-    return replace(flow, held=held, strays=strays)
+    if any(then is not before for then, before in zip(strays, flow.strays, strict=True)):
+        flow = replace(flow, strays=strays)
+    return _holding(flow, held)
+
+
+def _holding(flow: IkeFlow, held: tuple[HeldChild, ...]) -> IkeFlow:
+    """The flow with these in place of its CHILD_SAs: itself where none is another, as nearly
+    always when it is looked at."""
+    same = all(then is before for then, before in zip(held, flow.held, strict=True))
+    return flow if same else replace(flow, held=held)
 
 
 def _watch_stray(stray: StraySa, unneeded_at: Instant | None, flow: IkeFlow) -> StraySa:
     """It is looked at when it has drained, and not at all while it may be all that there is."""
     if unneeded_at is None:
+        if stray.check_at is None and stray.packets is None:
+            return stray
         return replace(stray, check_at=None, packets=None)
     at = Instant(unneeded_at + _drain(flow))
     return stray if stray.check_at is not None else replace(stray, check_at=at)
