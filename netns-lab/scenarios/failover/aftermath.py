@@ -78,30 +78,38 @@ class Credentials:
         statuses = [stage.cluster.status(host) for host in stage.hosts]
         return cls(at, offers(stage), frozenset().union(*map(spis_of, statuses)))
 
-    def superseded(self, stage: Stage, now: float) -> bool:
-        """Whether since then who was away has proven anew who he is (by an offer; by IKE both ends
-        do), all flows use other SPIs, and nothing of the old ones is in any kernel."""
+    def outlasting(self, stage: Stage, now: float) -> str:
+        """What of them is still of use, in words. Empty when since then who was away has proven
+        anew who he is (by an offer; by IKE both ends do), all flows use other SPIs, and nothing of
+        the old ones is in any kernel."""
         try:
             statuses = {host.name: stage.cluster.status(host) for host in stage.hosts}
-        except Failed:
-            return False
-        if not all(self._proven(status, now) for status in statuses.values()):
-            return False
+        except Failed as error:
+            return str(error)
+        for name, status in statuses.items():
+            if unproven := self._unproven(status, now):
+                return f"{name}: {unproven}"
         if stage.keying is Keying.DIRECTORY:
             fresh = offers(stage)
             if all(fresh.get(name, sequence) == sequence for name, sequence in self.offers.items()):
-                return False
-        return not any(self.spis & kernel_spis(host) for host in stage.hosts)
+                return "no host has made a new offer"
+        for host in stage.hosts:
+            if old := sorted(self.spis & kernel_spis(host)):
+                return f"{host.name}: in its kernel there are SAs of before: {', '.join(old)}"
+        return ""
 
-    def _proven(self, status: Status, now: float) -> bool:
+    def _unproven(self, status: Status, now: float) -> str:
         for flow in status.flows:
+            here = f"{flow.flow} with {flow.peer} over {flow.local}"
             if not flow.protected:
-                return False
+                return f"{here} is not protected ({flow.reason})"
             if flow.ike is not None:
                 age = flow.ike.authenticated
                 if age is None or now - age < self.at:
-                    return False
-        return not self.spis & spis_of(status)
+                    return f"{here} goes by an IKE_SA of before (authenticated {age} s ago)"
+        if old := sorted(self.spis & spis_of(status)):
+            return f"flows use SPIs of before: {', '.join(old)}"
+        return ""
 
 
 def offers(stage: Stage) -> dict[str, int]:

@@ -103,10 +103,11 @@ def suffer(scenario: Scenario, stage: Stage, outcome: Outcome) -> None:
         stage.reload(stage.policy())
     wanted = stage.keying in scenario.reauth
     left: list[str] = []
+    outlasting = ""
     until = ended_at + AT_REST_WITHIN
     while True:
         now = time.monotonic()
-        if outcome.reauth_s is None and before.superseded(stage, now):
+        if outcome.reauth_s is None and not (outlasting := before.outlasting(stage, now)):
             outcome.reauth_s = now - ended_at
         left = waits(stage) or orphans(fresh, leftovers(stage))
         done = not left and (outcome.reauth_s is not None or not wanted)
@@ -116,7 +117,7 @@ def suffer(scenario: Scenario, stage: Stage, outcome: Outcome) -> None:
     time.sleep(TAIL)
     stage.load.end()
     measure(outcome, stage, ended_at)
-    judge(outcome, left, refusals(stage))
+    judge(outcome, left, outlasting, refusals(stage))
 
 
 def waits(stage: Stage) -> list[str]:
@@ -178,8 +179,9 @@ def refusals(stage: Stage) -> str:
     return "; ".join(said)
 
 
-def judge(outcome: Outcome, left: Sequence[str], seen: str) -> None:
-    """Holds the figures against what the scenario may cost."""
+def judge(outcome: Outcome, left: Sequence[str], outlasting: str, seen: str) -> None:
+    """Holds the figures against what the scenario may cost. `left` is what there is too much of at
+    the end, `outlasting` what there is of before, `seen` which packets are missing."""
     say = outcome.faults.append
     match outcome.scenario.cost(outcome.keying):
         case Cost.NOTHING if outcome.lost:
@@ -189,7 +191,7 @@ def judge(outcome: Outcome, left: Sequence[str], seen: str) -> None:
         case _:
             pass
     if outcome.keying in outcome.scenario.reauth and outcome.reauth_s is None:
-        say("no new proof of who is who, or old keys are still there")
+        say(f"what was before is not superseded: {outlasting}")
     outcome.orphans = len(left)
     if left:
         say(f"after {AT_REST_WITHIN:g} s not as a fresh cluster: {'; '.join(left)}")
