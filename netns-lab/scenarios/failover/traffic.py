@@ -84,4 +84,32 @@ class Vxlan:
         ]
 
 
+@dataclass(frozen=True)
+class Ring(Vxlan):
+    """Each host speaks with the next one, the last one with the first, so often a second."""
+
+    name: str = "ring"
+    topology: str = "three-hosts-ipv4"
+    needs: tuple[str, ...] = (
+        *("esp-ipv4", "esn", "vxlan", "bridge", "nft-inet", "nft-netdev-egress", "netem"),
+    )
+    rate: float = RATE
+
+    def probes(self, lab: Lab) -> list[Probe]:
+        """One from each host."""
+        hosts = [*lab.hosts.values()]
+        return [
+            Probe(
+                source,
+                target,
+                to=target.overlay_addresses("red")[0],
+                rate=self.rate,
+                port=FIRST_PORT + number,
+            )
+            for number, (source, target) in enumerate(
+                zip(hosts, [*hosts[1:], hosts[0]], strict=True)
+            )
+        ]
+
+
 KINDS: Final[dict[str, Traffic]] = {each.name: each for each in (Vxlan(),)}

@@ -66,7 +66,7 @@ def test_from_one_life_of_a_host_to_the_next_is_a_gap() -> None:
 def test_what_a_scenario_may_cost(cost: Cost, figures: dict[str, Any], missed: str) -> None:
     [scenario] = [one for one in SCENARIOS if one.name == _example(cost)]
     outcome = Outcome(scenario, Keying.DIRECTORY, **figures)
-    judge(outcome, [], "")
+    judge(outcome, [], "", "")
     assert len(outcome.faults) == bool(missed)
     assert missed in "".join(outcome.faults)
 
@@ -77,7 +77,7 @@ def _example(cost: Cost) -> str:
 
 def test_what_is_left_over_is_told() -> None:
     outcome = Outcome(SCENARIOS[-1], Keying.DIRECTORY)
-    judge(outcome, ["a: SAs: 9, not 8"], "")
+    judge(outcome, ["a: SAs: 9, not 8"], "", "")
     assert outcome.orphans == 1
     assert "not 8" in outcome.faults[0]
 
