@@ -41,6 +41,7 @@ from tunsec_lab.topology import (
     port_name,
 )
 
+RDMA_DEVICES: Final = Path("/sys/class/infiniband")
 SHARED_MEMORY: Final = Path("/dev/shm")  # a tmpfs on every Linux, and not hidden by a private /run
 COMMAND_TIMEOUT_SECONDS: Final = 30.0
 KILL_TIMEOUT_SECONDS: Final = 10.0
@@ -89,6 +90,12 @@ class Host:
     @property
     def netns(self) -> str:
         return f"{self.lab.prefix}-{self.name}"
+
+    @property
+    def rxe(self) -> str:
+        """Its Soft-RoCE device. All namespaces see all RDMA devices (`rdma system`: netns shared),
+        so each has a name of its own."""
+        return f"rxe_{self.netns}"
 
     @property
     def folder(self) -> Path:
@@ -441,6 +448,7 @@ class Lab:
     def destroy(self, *hosts: Host) -> None:
         there = [host for host in hosts if host.alive]
         kill_all(there)
+        remove_rxe(there)
         ports = [port for host in there for port in self._ports()[host.name]]
         # Deleted by hand: a namespace's own devices go some time after it, and their names with
         # them, too late for a host that is recreated at once.
@@ -457,6 +465,8 @@ class Lab:
     def _undo(self) -> None:
         """Takes down what is there, however far it came."""
         kill_all(list(self.hosts.values()))
+        with suppress(LabError):
+            remove_rxe(list(self.hosts.values()))
         for netns in (*(host.netns for host in self.hosts.values()), self.switch):
             if Path("/run/netns", netns).exists():
                 with suppress(LabError):
@@ -478,6 +488,17 @@ def kill_all(hosts: Sequence[Host]) -> None:
     for host in hosts:
         for started in host.started:
             started.wait()
+
+
+def remove_rxe(hosts: Sequence[Host]) -> None:
+    """Soft-RoCE devices go before what they are on; when this returns they are gone.
+
+    RXE would take them down by itself, a little after their netdev. In between no namespace can be
+    made at all: a new one asks each RDMA device for its port (rdma_dev_init_net), and of a netdev
+    that is going there is none (ib_get_eth_speed: "No such device").
+    """
+    names = [host.rxe for host in hosts if (RDMA_DEVICES / host.rxe).exists()]
+    ip(*(f"link delete {name}" for name in names), program="rdma")
 
 
 def kill_and_wait(process: int) -> None:

@@ -48,12 +48,12 @@ def enter(namespace: int) -> None:
 
 
 def ip(*lines: str, netns: str | None = None, program: str = "ip") -> None:
-    """Runs many commands of ip (or bridge) at the cost of one process."""
+    """Runs many commands of ip (or bridge, tc, rdma) at the cost of one process."""
     if not lines:
         return
     where = [] if netns is None else ["-n", netns]
     done = subprocess.run(
-        [program, *where, "-batch", "-"],
+        [program, *where, "-b", "-"],
         input="".join(f"{line}\n" for line in lines),
         check=False, capture_output=True, text=True, timeout=BATCH_TIMEOUT_SECONDS,
     )  # fmt: skip

@@ -3,17 +3,15 @@
 import re
 import time
 from enum import StrEnum
-from pathlib import Path
 from typing import Final
 
 from tunsec_lab.errors import LabError
-from tunsec_lab.host import Host
+from tunsec_lab.host import RDMA_DEVICES, Host
 from tunsec_lab.process import Process
 from tunsec_lab.topology import Address
 
 PORT: Final = 18515
 """TCP, over which the two ends tell each other their queue pairs: perftest's own default."""
-DEVICES: Final = Path("/sys/class/infiniband")
 GIDS_SECONDS: Final = 5.0
 COMPLETE: Final = r"^ *\d+\s+\d+(?:\s+[\d.]+){3}\s*$|Can't produce a report"
 """What perftest says when every message is acknowledged: its report, or that it cannot work out how
@@ -28,14 +26,9 @@ class Verb(StrEnum):
     READ = "ib_read_bw"
 
 
-def rxe_name(host: Host) -> str:
-    """All namespaces see all RDMA devices (`rdma system`: netns shared), so each has its name."""
-    return f"rxe_{host.netns}"
-
-
 def add_rxe(host: Host) -> None:
     """A Soft-RoCE device on eth0; returns when it has the host's addresses."""
-    host.run(["rdma", "link", "add", rxe_name(host), "type", "rxe", "netdev", "eth0"])
+    host.run(["rdma", "link", "add", host.rxe, "type", "rxe", "netdev", "eth0"])
     for address in host.addresses:
         gid_index(host, address)
 
@@ -43,14 +36,14 @@ def add_rxe(host: Host) -> None:
 def gid_index(host: Host, address: Address) -> int:
     """Where an address is in the device's GID table, which the kernel fills a little later."""
     mapped = int(address) if address.version == 6 else 0xFFFF << 32 | int(address)
-    folder = DEVICES / rxe_name(host) / "ports/1/gids"
+    folder = RDMA_DEVICES / host.rxe / "ports/1/gids"
     until = time.monotonic() + GIDS_SECONDS
     while time.monotonic() < until:
         for index in range(16):
             if int((folder / str(index)).read_text().replace(":", ""), 16) == mapped:
                 return index
         time.sleep(0.02)
-    raise LabError(f"{rxe_name(host)} has no GID of {address}")
+    raise LabError(f"{host.rxe} has no GID of {address}")
 
 
 class RdmaTransfer:
@@ -94,7 +87,7 @@ class RdmaTransfer:
 
     def _start(self, host: Host, *more: str) -> Process:
         gid = gid_index(host, self._address(host))
-        argv = [self.verb, f"--ib-dev={rxe_name(host)}", f"--gid-index={gid}", *self.options]
+        argv = [self.verb, f"--ib-dev={host.rxe}", f"--gid-index={gid}", *self.options]
         argv += ["--ipv6-addr"] if self.version == 6 else []
         return host.spawn(["stdbuf", "-oL", *argv, *more], name=self.verb)
 

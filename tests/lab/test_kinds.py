@@ -27,6 +27,7 @@ from tunsec.model.flow import Keying
 from tunsec.wire.control import PolicyBody
 from tunsec_lab.capture import LeakWatch
 from tunsec_lab.cluster import Cluster
+from tunsec_lab.drops import drops
 from tunsec_lab.host import Host, Lab
 from tunsec_lab.metadata import send_all_to
 from tunsec_lab.namespaces import inside, ip, set_sysctls
@@ -290,7 +291,7 @@ def assert_all_carried(cluster: Cluster) -> None:
         if lane.device is not None:
             full = lane.full_size(mtu=lane.mtu)
             lost = a.ping(lane.far, count=5, size=full, wait=5.0).lost
-            assert lost == 0, (lane, troubles(cluster))
+            assert lost == 0, (lane, drops(cluster))
         if FLOWS[lane.flow][0] != "udp":
             transfer(lane, a, b)
             transfer(lane, b, a)
@@ -326,15 +327,6 @@ def transfer(lane: Lane, client: Host, server: Host) -> None:
             arrived = other.makefile("rb").read(len(data))
             sending.join()
             assert arrived == data, lane
-
-
-def troubles(cluster: Cluster) -> list[str]:
-    """What guards and kernels have dropped."""
-    errors = ["grep", "-v", "[^0-9]0$", "/proc/net/xfrm_stat"]
-    return [
-        f"{host.name}: {cluster.status(host).guard.drops} {host.run(errors, check=False).stdout}"
-        for host in cluster.lab.hosts.values()
-    ]
 
 
 def assert_one_byte_more_does_not_fit(cluster: Cluster) -> None:

@@ -11,11 +11,12 @@ import pytest
 from tunsec_lab.capture import LeakFound, LeakWatch
 from tunsec_lab.errors import LabError
 from tunsec_lab.faults import Impairment
-from tunsec_lab.host import Host, Lab
+from tunsec_lab.host import RDMA_DEVICES, Host, Lab
 from tunsec_lab.namespaces import NAMES, inside, processes_in
 from tunsec_lab.packets import protect
 from tunsec_lab.probe import Probe
 from tunsec_lab.process import CommandFailed
+from tunsec_lab.roce import add_rxe
 
 KEY = "0x" + bytes(range(36)).hex()
 VXLAN_ESP = ("esp-ipv4", "esp-ipv6", "aead-chacha20-poly1305", "esn")
@@ -92,6 +93,20 @@ def test_a_rebooted_host_comes_back_as_it_was_but_empty(two_hosts: Lab) -> None:
     assert not processes_in([b.netns])
     assert list(b.run_dir.iterdir()) == []
     assert (b.state_dir / "kept").exists()
+
+
+@pytest.mark.needs("rxe")
+def test_soft_roce_is_gone_before_the_host_is() -> None:
+    """While it is going, no namespace can be made: neither the host's nor the next lab's."""
+    with Lab("two-hosts", overlays_up=False) as lab:
+        a, b = lab.hosts.values()
+        for host in (a, b):
+            add_rxe(host)
+        b.destroy()
+        assert [(RDMA_DEVICES / host.rxe).exists() for host in (a, b)] == [True, False]
+        b.recreate()
+        add_rxe(b)
+    assert not any((RDMA_DEVICES / host.rxe).exists() for host in (a, b))
 
 
 def test_everything_is_undone_when_a_scenario_fails() -> None:

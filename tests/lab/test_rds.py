@@ -12,6 +12,7 @@ from tunsec.model.flow import Keying
 from tunsec.wire.control import PolicyBody
 from tunsec_lab.capture import LeakWatch
 from tunsec_lab.cluster import Cluster
+from tunsec_lab.drops import xfrm_errors
 from tunsec_lab.host import Host, Lab
 from tunsec_lab.packets import protect
 from tunsec_lab.rds import SIZES, RdsTalk, tcp_connections
@@ -35,11 +36,7 @@ def watch(lab: Lab) -> Iterator[LeakWatch]:
 
 def blocked_packets(host: Host) -> int:
     """What block SPs held back on the way out."""
-    for line in host.run(["cat", "/proc/net/xfrm_stat"]).stdout.splitlines():
-        name, count = line.split()
-        if name == "XfrmOutPolBlock":
-            return int(count)
-    raise AssertionError("the kernel counts no blocked packets")
+    return xfrm_errors(host).get("XfrmOutPolBlock", 0)
 
 
 @pytest.mark.timeout(120)

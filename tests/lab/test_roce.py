@@ -17,7 +17,7 @@ from tunsec_lab.cluster import Cluster
 from tunsec_lab.errors import LabError
 from tunsec_lab.host import Host, Lab
 from tunsec_lab.packets import Protected, protect
-from tunsec_lab.roce import RdmaTransfer, Verb, add_rxe, rxe_name
+from tunsec_lab.roce import RdmaTransfer, Verb, add_rxe
 from tunsec_lab.topology import load_topology
 
 pytestmark = pytest.mark.needs("esp-ipv4", "esp-ipv6", "esn", "nft-inet", "rxe")
@@ -79,7 +79,7 @@ def test_rdma_and_all_other_udp_of_the_pair_go_in_esp_or_not_at_all(
     assert watch.report().esp == 0
 
     let_key(cluster, keying)
-    assert software_roce() >= {rxe_name(a), rxe_name(b)}
+    assert software_roce() >= {a.rxe, b.rxe}
     assert not any("RoCE" in warning for warning in cluster.status(a).warnings)
     assert (watch.report().ike > 0) is (keying is Keying.IKE)
     for version in (4, 6):

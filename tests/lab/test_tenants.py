@@ -198,7 +198,11 @@ def without_its_sas_only_one_is_blocked(cluster: Cluster) -> None:
 
 def what_is_forged_is_dropped(cluster: Cluster, *, carrier: str, victim: str) -> None:
     """a sends the victim's packets by the SAs of another tenant. Without the rule they come out at
-    b's device for the victim; with it they are dropped and counted."""
+    b's device for the victim; with it they are dropped and counted.
+
+    So is what a's kernel sends by that device meanwhile, such as its answers when b asks, 5 s after
+    it last spoke to a, whether a is still there (ARP).
+    """
     a, b = cluster.lab.hosts.values()
     there, to = device(b, victim), address(b, victim)
     with nobody_repairs(cluster, a):
@@ -212,7 +216,7 @@ def what_is_forged_is_dropped(cluster: Cluster, *, carrier: str, victim: str) ->
         before = crossed(cluster, b)
         a.ping(to, count=3, wait=0.1)
         assert came_out(b, there) == 0
-        assert crossed(cluster, b) == before + 3
+        assert crossed(cluster, b) >= before + 3
     a.ip(f"neigh del {to} dev {device(a, victim)}")
 
 

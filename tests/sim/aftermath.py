@@ -122,6 +122,9 @@ def _charon(world: World, host: SimHost) -> Iterator[str]:
         known_to = [other for one in peers for other in one.charon.ikes]
         if not any(other.initiator_spi == ike.initiator_spi for other in known_to):
             yield f"IKE_SA #{ike.id} is not known to {', '.join(one.name for one in peers)}"
+    for one in connections:
+        if untold := one.state.ikes.keys() - one.ikes.keys():
+            yield f"of IKE_SAs #{', #'.join(map(str, sorted(untold)))} status knows nothing"
     for _, flow in engine.ike.flows():
         if sorted(one.own for one in flow.held) != [False, True]:
             yield f"{flow.child.id} has not one CHILD_SA of each host"

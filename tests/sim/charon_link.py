@@ -180,6 +180,10 @@ class CharonLink:
         """Delete an IKE_SA."""
         self.charon.terminate_ike(ike, done=self._answered(done))
 
+    def dawdle(self, seconds: float) -> None:
+        """charon writes no answer before that long from now; events come as always."""
+        self._answered_at = max(self._answered_at, self.world.now + seconds)
+
     def _answered(self, done: Callable[[T], None]) -> Callable[[T], None]:
         """Answers come in their order, before or after the events of the same moment."""
 

@@ -477,6 +477,26 @@ def test_what_charon_said_and_nobody_understood_is_in_its_list() -> None:
     assert connection.state.list_at >= began + ike_peer.LIST_EVERY
 
 
+def test_an_ike_sa_that_came_while_a_list_was_on_its_way_is_known() -> None:
+    """charon wrote the list before there was one, and it is read after the event."""
+    two = Two(by_ike())
+    two.world.start(two.right)
+    two.world.run(1.0)
+    assert two.right.engine is not None
+    assert two.right.link is not None
+    two.right.link.dawdle(3.0)
+    two.right.engine.on_ike_event(EventUnread("no key"))
+    two.world.start(two.left)
+    two.world.run(2.0)
+    [(connection, _)] = two.right.engine.ike.flows()
+    assert connection.state.listing_since is not None
+    assert connection.ikes
+    two.world.run(2.0)
+    [(connection, _)] = two.right.engine.ike.flows()
+    assert connection.state.listing_since is None
+    nothing_missing_nothing_left(two.world)
+
+
 def test_an_admins_connection_is_left_alone() -> None:
     two = Two(by_ike()).start()
     [ours] = two.left.charon.loaded.values()

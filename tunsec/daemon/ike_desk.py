@@ -551,11 +551,12 @@ class IkeDesk:
             self._wake()
             return
         self._listing = set(asked)
+        asked_at = self._clock.now()
 
         def done(answer: Sequence[IkeSa] | TunsecError) -> None:
             if self._listing == asked:
                 self._listing = set()
-                self._take_list(asked, answer, kernel)
+                self._take_list(asked, answer, kernel, asked_at)
                 self._list()
 
         self._ike.sas(done=done)
@@ -565,6 +566,7 @@ class IkeDesk:
         asked: frozenset[ConnectionId],
         answer: Sequence[IkeSa] | TunsecError,
         kernel: Mapping[SaId, Sa],
+        asked_at: Instant,
     ) -> None:
         for connection_id, connection in self._connections.items():
             if connection_id not in asked:
@@ -574,7 +576,7 @@ class IkeDesk:
             else:
                 mine = [ike for ike in answer if ike.name == connection_id.name]
                 try:
-                    self._tell(connection_id, self._listed(connection, mine, kernel))
+                    self._tell(connection_id, self._listed(connection, mine, kernel, asked_at))
                 except (Refused, Unavailable) as error:
                     self._tell(connection_id, Listed(error=str(error)))
         if not isinstance(answer, TunsecError):
@@ -621,9 +623,16 @@ class IkeDesk:
         return child.name in slots(mine, self._host)
 
     def _listed(
-        self, connection: Connection, ikes: Sequence[IkeSa], kernel: Mapping[SaId, Sa]
+        self,
+        connection: Connection,
+        ikes: Sequence[IkeSa],
+        kernel: Mapping[SaId, Sa],
+        asked_at: Instant,
     ) -> Listed:
-        connection.ikes.clear()
+        # An event that overtook the list counts more: it told of an IKE_SA that the list lacks.
+        connection.ikes = {
+            ike_id: told for ike_id, told in connection.ikes.items() if told[1] >= asked_at
+        }
         standing = [ike for ike in ikes if ike.state in _STANDING]
         for ike in standing:
             self._note_ike(ike)

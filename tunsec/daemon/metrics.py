@@ -8,6 +8,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
+from tunsec.daemon.health import Part
 from tunsec.wire.control import FlowStatus, Status
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
@@ -28,6 +29,7 @@ class StatusCollector(Collector):
         yield from _flows(status.flows)
         yield from _guard(status)
         yield from _directory(status)
+        yield from _services(status)
 
     def describe(self) -> Iterable[Metric]:
         """Nothing beforehand: registering must not ask for a status."""
@@ -64,6 +66,15 @@ def _host(status: Status) -> Iterator[Metric]:
     )
     lost.add_metric((), status.drift.events_lost)
     yield lost
+    trouble = GaugeMetricFamily(
+        "tunsec_trouble",
+        "Whether a part is not as asked; it is tried again until it is",
+        labels=("part",),
+    )
+    for part in Part:
+        trouble.add_metric((part.value,), part.value in status.troubles)
+    yield trouble
+    yield _gauge("tunsec_warnings", "Lines that status warns with", len(status.warnings))
 
 
 def _flows(flows: tuple[FlowStatus, ...]) -> Iterator[Metric]:
@@ -142,6 +153,26 @@ def _directory(status: Status) -> Iterator[Metric]:
     for reason, count in sorted(directory.refused.items()):
         refused.add_metric((reason,), count)
     yield refused
+
+
+def _services(status: Status) -> Iterator[Metric]:
+    token = GaugeMetricFamily(
+        "tunsec_service_token",
+        "Highest fencing token of a service address that this host knows",
+        labels=("service",),
+    )
+    here = GaugeMetricFamily(
+        "tunsec_service_here", "Whether the address is on this host", labels=("service",)
+    )
+    holder = GaugeMetricFamily(
+        "tunsec_service_holder", "1 for who holds the address", labels=("service", "holder")
+    )
+    for one in status.services:
+        token.add_metric((one.service,), one.token)
+        here.add_metric((one.service,), one.here)
+        if one.holder is not None:
+            holder.add_metric((one.service, one.holder), 1)
+    yield from (token, here, holder)
 
 
 def _gauge(name: str, meaning: str, value: float) -> GaugeMetricFamily:

@@ -96,6 +96,7 @@ def status(
         ),
         warnings=tuple(warnings),
         services=tuple(_service_status(one) for one in engine.vips.standings()),
+        troubles={part.value: text for part, text in engine.troubles.parts.items()},
     )
 
 

@@ -177,6 +177,9 @@ class Status:
     drift: DriftStatus
     warnings: tuple[str, ...] = ()
     services: tuple[ServiceStatus, ...] = ()
+    troubles: Mapping[str, str] = field(default_factory=dict)
+    """What is not as asked and is tried again until it is, by part: in the kernel, in the guard,
+    of tenants' marks, of the own offer, of links."""
     api: int = API_VERSION
 
     @property

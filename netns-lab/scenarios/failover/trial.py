@@ -14,6 +14,7 @@ from scenarios.failover.stage import Load, Stage
 from scenarios.failover.traffic import Traffic
 from tunsec.model.flow import Keying
 from tunsec_lab.capture import LeakFound, LeakWatch
+from tunsec_lab.drops import drops
 from tunsec_lab.errors import LabError
 from tunsec_lab.host import Lab
 from tunsec_lab.probe import ProbeReport
@@ -184,18 +185,14 @@ def gaps_of(parts: Sequence[ProbeReport]) -> Iterable[tuple[float, float]]:
 
 
 def refusals(stage: Stage) -> str:
-    """Which packets are missing, and what the kernels counted that they did not take or send."""
-    said = [
+    """Which packets are missing, and what hosts count that they did not take or send."""
+    missing = [
         f"{probe.source.name} to {probe.target.name} lacks {probe.report.holes}"
         for part in stage.load.parts
         for probe in part
         if probe.report.lost
     ]
-    for host in stage.hosts:
-        counters = host.run(["cat", "/proc/net/xfrm_stat"]).stdout.splitlines()
-        counted = [" ".join(line.split()) for line in counters if line.split()[1] != "0"]
-        said += [f"{host.name}: {', '.join(counted)}"] if counted else []
-    return "; ".join(said)
+    return "; ".join([*missing, *drops(stage.cluster)])
 
 
 def judge(outcome: Outcome, left: Sequence[str], outlasting: str, seen: str) -> None:

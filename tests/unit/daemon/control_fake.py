@@ -103,6 +103,7 @@ class FakeDaemon:
             guard=GuardStatus(True, "", {"tenant-overlay": FlowDrops(1, 2, 3, 4)}),
             drift=DriftStatus(1, 2, 1),
             warnings=("the clock went back",),
+            troubles={"kernel": "ip xfrm state: No buffer space available"},
         )
         self.applied: list[str] = []
         self.bug: Exception | None = None

@@ -21,7 +21,14 @@ from tunsec.cli.exits import Exit
 from tunsec.daemon import control, http
 from tunsec.daemon.control import Access
 from tunsec.model.errors import Bug, Refused, Unavailable
-from tunsec.wire.control import PolicyBody, ReleaseReport, Status, WaitReport, encode
+from tunsec.wire.control import (
+    PolicyBody,
+    ReleaseReport,
+    ServiceStatus,
+    Status,
+    WaitReport,
+    encode,
+)
 from tunsec.wire.control_explain import EspBody, ExplainBody, Verdict
 
 ROOT = Path(__file__).parents[3]
@@ -70,7 +77,11 @@ def test_every_endpoint_answers(server: Served, client: Client) -> None:
     assert client.wait(None, 0).waiting_for == ("backbone db3: db3 has published no offer",)
 
 
-def test_metrics_are_prometheus_text(client: Client) -> None:
+def test_metrics_are_prometheus_text(server: Served, client: Client) -> None:
+    service = ServiceStatus(
+        "rds-vip", ("192.0.2.100",), ("db1", "db2"), "db2", 7, "FENCED", here=True
+    )
+    server.daemon.current = replace(server.daemon.current, services=(service,))
     text = client.metrics()
     labels = (
         '{flow="tenant-overlay",local="192.0.2.11",peer="db2",remote="192.0.2.12",tenant="red"}'
@@ -86,6 +97,11 @@ def test_metrics_are_prometheus_text(client: Client) -> None:
     )
     assert 'tunsec_drift_repaired_total{what="sp"} 2.0' in text
     assert 'tunsec_records_refused_total{reason="stale"} 1.0' in text
+    assert 'tunsec_trouble{part="kernel"} 1.0' in text
+    assert 'tunsec_trouble{part="guard"} 0.0' in text
+    assert 'tunsec_service_token{service="rds-vip"} 7.0' in text
+    assert 'tunsec_service_holder{holder="db2",service="rds-vip"} 1.0' in text
+    assert 'tunsec_service_here{service="rds-vip"} 1.0' in text
 
 
 @pytest.mark.parametrize(
