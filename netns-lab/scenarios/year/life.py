@@ -113,7 +113,7 @@ class House:
 
     def live(self, today: Day) -> None:
         """One day, from midnight to midnight."""
-        began = time.process_time()
+        self.tell(f"day {today.number}: {today.keying}, {today.policy or 'nothing special'}")
         if today.renewal is not None:
             self.suffers(today, Entry(RENEWAL_AT, "certificate-renewed", today.renewal), RENEWAL)
         change = Scenario("policy-changed", "", lambda stage: adopt(stage, today))
@@ -123,11 +123,6 @@ class House:
         self.calm(today, DAY)
         self.midnight += DAY
         self.look(today)
-        self.tell(
-            f"day {today.number}, {today.keying}, {today.policy or 'policy as by default'}: "
-            + ", ".join(map(str, today.troubles))
-            + f" [{time.process_time() - began:.0f} s]"
-        )
 
     def calm(self, today: Day, until: float) -> None:
         """Nothing happens until then, and nothing is lost."""
@@ -152,6 +147,7 @@ class House:
         life.happened[trouble.name] += 1
         life.sent += outcome.sent
         life.lost += outcome.lost
+        self.tell(f"{self.when}: lost {outcome.lost:,}, gap {outcome.gap_ms:,.0f} ms")
         faults = [*outcome.faults]
         if clear := stage.watch.report().clear:
             faults.append(f"{clear} clear packets")
