@@ -34,7 +34,7 @@ class Cluster:
 
     `flows` is the `flows:` part of the policy as YAML, `defaults` its `defaults:`, `ike` its
     `ike:`, `services` its `service_addresses:`. The CA and what it issued are `age` seconds old;
-    the CA lasts `ca_days`.
+    the CA lasts `ca_days`. `look_every` is how often daemons read all that the kernel holds.
     `charons` are those that were started, by host.
     """
 
@@ -45,6 +45,7 @@ class Cluster:
     services: str = "  {}\n"
     age: float = 0.0
     ca_days: int = 60
+    look_every: str = "5m"
     daemons: dict[str, Process] = field(default_factory=dict)
     charons: dict[str, LabCharon] = field(default_factory=dict)
 
@@ -119,6 +120,7 @@ class Cluster:
                 *("--identity", self.identity(host)),
                 *("--directory", self.directory.as_uri()),
                 *("--charon", LabCharon(host).url),
+                *("--look-every", self.look_every),
                 *("--run", host.run_dir),
                 *("--state", host.state_dir),
                 *options,

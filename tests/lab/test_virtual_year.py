@@ -11,7 +11,7 @@ from scenarios.year.life import TROUBLED, live
 
 pytestmark = [pytest.mark.needs(*TROUBLED.needs), pytest.mark.virtual_time]
 
-SEED = 1
+SEED = 6
 WEEK = 7
 LAST_DAY = 6
 """Without a reboot and a renewal."""

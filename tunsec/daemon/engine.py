@@ -151,6 +151,7 @@ class Engine:
         post: PostRoom,
         claims: ClaimBook,
         served: Collection[str] = (),
+        look_every: Seconds = DUMP_EVERY,
         changed: Callable[[], None] = lambda: None,
     ) -> None:
         """`served` are service addresses that an earlier life had here and had claimed."""
@@ -165,6 +166,7 @@ class Engine:
         self.active_since: dict[ChildId, Instant] = {}
         self.tallies: dict[ChildId, Tally] = {}
         self._ports = ports
+        self._look_every = look_every
         self._changed = changed
         self._children: dict[ChildId, Child] = {}
         self._index = SaIndex()
@@ -767,7 +769,7 @@ class Engine:
     def _look(self) -> None:
         """Hold the kernel against what it should hold; SAs that are gone get fresh successors."""
         looked = self._drift.repair(self._flows(), self._holdings(), self.scope)
-        again = RETRY if looked is None else DUMP_EVERY
+        again = RETRY if looked is None else self._look_every
         self._alarms.put(DUMP, Deadline(self._after(again), "periodic dump"))
         if looked is None:
             return

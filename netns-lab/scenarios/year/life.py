@@ -35,6 +35,8 @@ LOOK_EVERY: Final = 5.0
 """Seconds between two looks whether a trouble is over: each look is half a second of computing."""
 IKE: Final = "  {dead_after: 1h}\n"
 """Probes of dead peers once a second, as by default, would take hours of computing."""
+DAEMONS_LOOK_EVERY: Final = "2h"
+"""With 5 minutes, as by default, three quarters of the computing would be `nft list`."""
 MORE_CA_DAYS: Final = 60
 CHANCE: Final = ": IKE_SAs"
 """Two hosts that begin at once make one each."""
@@ -101,6 +103,7 @@ class House:
                 trouble.prepare(stage)
         stage.look_every = LOOK_EVERY
         stage.cluster.ike = IKE
+        stage.cluster.look_every = DAEMONS_LOOK_EVERY
         stage.cluster.policy_file.write_text(stage.policy())
         start(stage)
         for keying in (stage.keying, *(each for each in Keying if each is not stage.keying)):
