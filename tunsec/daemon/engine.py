@@ -154,7 +154,8 @@ class Engine:
         look_every: Seconds = DUMP_EVERY,
         changed: Callable[[], None] = lambda: None,
     ) -> None:
-        """`served` are service addresses that an earlier life had here and had claimed."""
+        """`served` are service addresses that an earlier life had here and had claimed;
+        `look_every` is how often all that kernel and charon hold is read, whatever they told."""
         self.host = host
         self.post = post
         self.pairs: dict[HostName, pair.PairState] = {}
@@ -203,6 +204,7 @@ class Engine:
             on_pinned=self._ike_pinned,
             remove=lambda child, sa_id, inbound: self._remove(child, sa_id, inbound=inbound),
             wake=self._run,
+            list_every=look_every,
         )
         self.vips = VipDesk(
             host=host,

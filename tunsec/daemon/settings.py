@@ -80,7 +80,7 @@ def parse_settings(
         type=_span,
         default=DUMP_EVERY,
         metavar="SPAN",
-        help="how often all that the kernel holds is read, for changes of which it did not tell "
+        help="how often all that kernel and charon hold is read, whatever they told "
         f"(default: {DUMP_EVERY:g}s)",
     )
     parser.add_argument("--version", action="version", version=f"tunsecd {tunsec.__version__}")
