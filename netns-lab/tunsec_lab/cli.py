@@ -24,6 +24,7 @@ CHECKOUT: Final = Path(__file__).resolve().parents[2]
 GUEST_CHECKOUT: Final = "/tunsec"
 SPAN: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)?")
 SPAN_SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}
+ROOM: Final = "make room, or name other folders: XDG_CACHE_HOME for the cache, TMPDIR for a run"
 MEMORY: Final = re.compile(r"[1-9][0-9]*[MG]")
 
 
@@ -45,6 +46,14 @@ def parse_cpus(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 8:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of CPUs from 1 to 8")
     return int(text)
+
+
+def parse_clock(text: str) -> Clock:
+    try:
+        return Clock(text)
+    except ValueError:
+        known = ", ".join(Clock)
+        raise argparse.ArgumentTypeError(f"{text!r} is no clock (there are {known})") from None
 
 
 def parse_mount(text: str) -> Mount:
@@ -93,7 +102,7 @@ def parser() -> argparse.ArgumentParser:
         action.add_argument("--memory", type=parse_memory, default="2G", metavar="SIZE")
         action.add_argument(
             "--clock",
-            type=Clock,
+            type=parse_clock,
             choices=list(Clock),
             default=Clock.REAL,
             help="virtual: waiting and computing cost no time; virtual:cpu: waiting costs none",
@@ -280,6 +289,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return doctor(cache, options)
     except LabError as error:
         print(f"lab: {error}", file=sys.stderr)
+        return EXIT_LAB_FAILED
+    except OSError as error:
+        print(f"lab: {error}\n  remedy: {ROOM}", file=sys.stderr)
         return EXIT_LAB_FAILED
     except KeyboardInterrupt as stopped:
         name = "SIGTERM" if stopped.args else "SIGINT"

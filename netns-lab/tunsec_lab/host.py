@@ -211,15 +211,20 @@ class Host:
         to: "Host | Address | str",
         *,
         count: int = 3,
-        interval: float = 0.01,
+        interval: float | None = None,
         wait: float = 1.0,
         size: int | None = None,
     ) -> PingResult:
-        """`wait`: seconds for the answer to the last packet."""
+        """All packets at once, with `wait` seconds for the answers; or one each `interval`.
+
+        Once anything was answered, ping itself waits for twice the slowest answer so far or for an
+        interval, whichever is longer: with short ones an answer that comes 10 ms late is "lost".
+        """
         target = to.addresses[0] if isinstance(to, Host) else to
-        argv = ["ping", "-n", "-q", f"-c{count}", f"-i{interval:g}", f"-W{wait:g}"]
+        pace = [f"-l{count}", f"-i{wait:g}"] if interval is None else [f"-i{interval:g}"]
+        argv = ["ping", "-n", "-q", f"-c{count}", *pace, f"-W{wait:g}"]
         argv += [] if size is None else [f"-s{size}", "-Mdo"]
-        limit = count * max(interval, wait) + 10
+        limit = count * max(interval or 0, wait) + 10
         done = self.run([*argv, str(target)], check=False, timeout=limit)
         found = PING_SUMMARY.search(done.stdout)
         if not found:

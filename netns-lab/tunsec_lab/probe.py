@@ -1,11 +1,13 @@
 """A steady stream of numbered packets from one host to another: what was lost, for how long.
 
 One process at each end, of this file, started without the rest of the package so that it starts
-fast. The receiver blocks in recv and the sender in sleep, so in virtual time waiting is free.
+fast. The receiver waits in select and the sender in sleep, so in virtual time waiting is free.
 """
 
 import argparse
 import json
+import os
+import select
 import signal
 import socket
 import struct
@@ -142,17 +144,6 @@ class Probe:
 # -- the two ends, as programs ----------------------------------------------------------------
 
 
-class Told(Exception):
-    """SIGTERM: stop and say what happened."""
-
-
-def stop_on_sigterm() -> None:
-    def raise_told(*_: object) -> None:
-        raise Told
-
-    signal.signal(signal.SIGTERM, raise_told)
-
-
 def open_socket(address: str) -> socket.socket:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     return socket.socket(family, socket.SOCK_DGRAM)
@@ -193,23 +184,34 @@ def receive(options: argparse.Namespace) -> None:
     else:
         sock.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)
     sock.bind((options.address, options.port))
+    sock.setblocking(False)
     tally = Tally()
-    stop_on_sigterm()
+    told = told_by_sigterm()
     print("ready", flush=True)
-    try:
-        while True:
-            tally.take(sock.recv(2048), time.monotonic_ns())
-    except Told:
-        pass
-    # The signal may have come while packets were still under way.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    sock.settimeout(LINGER_SECONDS)
-    try:
-        while True:
-            tally.take(sock.recv(2048), time.monotonic_ns())
-    except TimeoutError:
-        pass
+    watched, patience = [sock.fileno(), told], None
+    while True:
+        try:
+            packet = sock.recv(2048)
+        except BlockingIOError:
+            ready, _, _ = select.select(watched, [], [], patience)
+            if told in ready:
+                # Packets may still be under way.
+                watched, patience = [sock.fileno()], LINGER_SECONDS
+            elif not ready:
+                break
+        else:
+            tally.take(packet, time.monotonic_ns())
     print(json.dumps(tally.summary()), flush=True)
+
+
+def told_by_sigterm() -> int:
+    """A descriptor that is readable once SIGTERM has come. (A handler that raises could do so
+    between a packet and its being counted.)"""
+    told, tell = os.pipe()
+    os.set_blocking(tell, False)
+    signal.set_wakeup_fd(tell)
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    return told
 
 
 class Tally:

@@ -64,6 +64,11 @@ def rdma_in_clear(lab: Lab) -> None:
         transfer(a, b, verb=Verb.WRITE, version=version)
 
 
+def injected(cluster: Cluster, host: Host, flow: str) -> int:
+    """What programs on a host have tried to send as if they were the kernel."""
+    return cluster.status(host).guard.drops[flow].local_injection
+
+
 def datagrams(one: Host, other: Host, *, port: int, count: int = 20) -> int:
     """How many of so many datagrams over IPv4 arrived."""
     with Probe(one, other, to=other.ipv4, rate=200, count=count, port=port) as probe:

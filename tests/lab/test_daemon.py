@@ -129,6 +129,7 @@ def test_an_unknown_ca_keeps_the_flow_blocked_and_says_so(lab: Lab) -> None:
     status = status_until(again, a, lambda status: bool(directory_of(status).refused))
     assert set(directory_of(status).refused) == {"unknown-ca"}
     assert not any(flow.protected for flow in status.flows)
+    assert all("its offer was refused: unknown-ca" in flow.reason for flow in status.flows)
     assert a.ping(overlays(b)[0], count=3, wait=0.1).received == 0
     assert "unknown-ca" in again.daemons["a"].output()
 
@@ -259,6 +260,23 @@ def test_a_daemon_that_cannot_run_has_closed_its_flows(lab: Lab) -> None:
             assert a.ping(overlays(b)[0], count=3, wait=0.1).received == 0
         watch.assert_closed(needs_esp=False, needs_proof=False)
     assert "tunsec" in a.run(["nft", "list", "tables"]).stdout
+
+
+def test_a_daemon_without_rights_names_the_one_it_needs(lab: Lab) -> None:
+    a, _ = lab.hosts.values()
+    cluster = Cluster(lab)
+    cluster.start(a).kill9()
+    again = a.spawn(
+        [
+            *("setpriv", "--bounding-set", "-all", "--inh-caps", "-all", "tunsecd", "--host", "a"),
+            *("--policy", cluster.policy_file, "--identity", cluster.identity(a)),
+            *("--directory", cluster.directory.as_uri()),
+            *("--run", a.run_dir, "--state", a.state_dir),
+        ]
+    )
+    assert again.wait(timeout=20) == 1
+    assert "CAP_NET_ADMIN" in again.output().splitlines()[-1]
+    assert "Traceback" not in again.output()
 
 
 def test_a_storm_of_signals_is_one_reload(lab: Lab) -> None:

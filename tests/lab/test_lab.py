@@ -12,7 +12,7 @@ from tunsec_lab.capture import LeakFound, LeakWatch
 from tunsec_lab.errors import LabError
 from tunsec_lab.faults import Impairment
 from tunsec_lab.host import RDMA_DEVICES, Host, Lab
-from tunsec_lab.namespaces import NAMES, inside, processes_in
+from tunsec_lab.namespaces import NAMES, inside, ip, processes_in
 from tunsec_lab.packets import protect
 from tunsec_lab.probe import Probe
 from tunsec_lab.process import CommandFailed
@@ -185,6 +185,17 @@ def test_faults_come_and_go(two_hosts: Lab) -> None:
         began = time.monotonic()
         assert a.reaches(b)
         assert time.monotonic() - began > 0.06
+
+
+@pytest.mark.needs("netem")
+def test_an_answer_that_comes_late_is_not_lost(two_hosts: Lab) -> None:
+    """Every second one at once, the others and the last one much later."""
+    a, b = two_hosts.hosts["a"], two_hosts.hosts["b"]
+    assert a.reaches(b)
+    late = "delay 300ms reorder 100% gap 2"
+    ip(f"qdisc add dev eth0 root netem {late}", netns=b.netns, program="tc")
+    assert a.ping(b, count=5, interval=0.01).lost > 0, "what ping itself would say"
+    assert a.ping(b, count=5).lost == 0
 
 
 def test_a_partition_cuts_between_groups_only(three_hosts: Lab) -> None:

@@ -22,7 +22,7 @@ from tunsec_lab.netdevsim import Nic, cabled
 from tunsec_lab.probe import Probe
 
 pytestmark = pytest.mark.needs(
-    "esp-ipv4", "esp-ipv6", "esn", "vxlan", "bridge", "nft-inet", "nft-netdev-egress"
+    "esp-ipv4", "esp-ipv6", "esn", "vxlan", "geneve", "bridge", "nft-inet", "nft-netdev-egress"
 )
 
 GCM = "  {aead: aes-128-gcm, sequence_numbers: 32-bit, rekey: {after: 32s, hard: 10m}}\n"
@@ -30,11 +30,16 @@ GCM = "  {aead: aes-128-gcm, sequence_numbers: 32-bit, rekey: {after: 32s, hard:
 OVERLAY = "  overlay: {kind: vxlan, between: all}\n"
 CARRIED = """
   overlay: {kind: vxlan, between: all, offload: crypto}
+  backbone: {kind: geneve, between: all, offload: crypto}
+  bus: {kind: rds-tcp, between: all, offload: crypto}
+  storage: {kind: rocev2, between: all, offload: crypto}
   replication: {kind: tcp, port: 5432, between: all, offload: crypto}
   whole: {kind: udp, port: 7001, between: all, offload: packet}
   any: {kind: udp, port: 7002, between: all, offload: auto}
   long: {kind: udp, port: 7003, between: all, offload: crypto, sequence_numbers: 64-bit}
 """
+BY_NIC = ("overlay", "backbone", "bus", "storage", "replication", "any")
+"""Of these: of every kind, over IPv4."""
 IPPROTO_ESP = 50
 ETH_P_ALL = 0x0003
 ETH_P_IP = 0x0800
@@ -153,15 +158,15 @@ def test_sas_are_given_to_nics_and_taken_back() -> None:
 
         # Every wish at once; IPv4 goes by netdevsim, IPv6 by veth.
         apply(cluster, flows=CARRIED)
-        for flow in ("overlay", "replication", "any"):
+        for flow in BY_NIC:
             wait_for(cluster, flow, lambda one: one.protected and one.offload == "crypto")
         for nic in (left, right):
-            for flow in ("overlay", "replication", "any"):
+            for flow in BY_NIC:
                 seen = cluster.flow(nic.host, flow=flow)
                 given = "crypto offload parameters: dev nic0 dir"
                 assert f"{given} in" in state(nic.host, seen.spi_in)
                 assert f"{given} out" in state(nic.host, seen.spi_out)
-            assert nic.sas >= 6
+            assert nic.sas >= 2 * len(BY_NIC)
         handed, refused = left.handed_over, cluster.flow(b).drops
         with overhearing(left) as heard:
             assert not a.reaches(red, wait=0.5), "netdevsim encrypts nothing"

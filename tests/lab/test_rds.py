@@ -1,12 +1,13 @@
 """RDS over TCP: messages of every size both ways, whichever host dials first, by both keyings."""
 
+import socket
 import time
 from collections.abc import Iterator
 from functools import partial
 
 import pytest
 
-from tests.lab.kernel_flows import begin_closed, let_key, rds_in_clear, talk
+from tests.lab.kernel_flows import begin_closed, injected, let_key, rds_in_clear, talk
 from tests.lab.watched import Packets, packets_of, show_packets, watched_flows
 from tunsec.model.flow import Keying
 from tunsec.wire.control import PolicyBody
@@ -14,6 +15,7 @@ from tunsec_lab.capture import LeakWatch
 from tunsec_lab.cluster import Cluster
 from tunsec_lab.drops import xfrm_errors
 from tunsec_lab.host import Host, Lab
+from tunsec_lab.namespaces import inside
 from tunsec_lab.packets import protect
 from tunsec_lab.rds import SIZES, RdsTalk, tcp_connections
 
@@ -23,6 +25,7 @@ pytestmark = pytest.mark.needs(
 
 FLOWS = "  bus: {kind: rds-tcp, between: all}\n"
 DEFAULTS = "  {{keying: {keying}, rekey: {{after: 1s, hard: 60s, jitter: 0%}}}}\n"
+RDS_TCP_PORT = 16385
 PATHS = 8
 """TCP connections that the kernel opens for one pair of addresses (net/rds/rds.h,
 RDS_MPATH_WORKERS)."""
@@ -37,6 +40,16 @@ def watch(lab: Lab) -> Iterator[LeakWatch]:
 def blocked_packets(host: Host) -> int:
     """What block SPs held back on the way out."""
     return xfrm_errors(host).get("XfrmOutPolBlock", 0)
+
+
+def programs_cannot_dial(cluster: Cluster, one: Host, other: Host) -> None:
+    """RDS itself would answer them."""
+    for family, to in ((socket.AF_INET, other.ipv4), (socket.AF_INET6, other.ipv6)):
+        before = injected(cluster, one, "bus")
+        with inside(one.netns), socket.socket(family) as program:
+            program.setblocking(False)
+            program.connect_ex((str(to), RDS_TCP_PORT))  # its SYN is dropped in silence
+        assert injected(cluster, one, "bus") > before
 
 
 @pytest.mark.timeout(120)
@@ -67,6 +80,8 @@ def test_rds_is_protected_from_its_first_packet_through_every_change(
         assert larger_dials.wait().echoed == len(SIZES)
     for one, other, version in ((b, a, 4), (a, b, 6)):
         talk(one, other, version=version)
+    assert (injected(cluster, a, "bus"), injected(cluster, b, "bus")) == (0, 0)
+    programs_cannot_dial(cluster, a, b)
     for host in (a, b):
         assert len(tcp_connections(host)) == 2 * PATHS
         for flow in cluster.status(host).flows:

@@ -7,7 +7,14 @@ from functools import partial
 
 import pytest
 
-from tests.lab.kernel_flows import begin_closed, datagrams, let_key, rdma_in_clear, transfer
+from tests.lab.kernel_flows import (
+    begin_closed,
+    datagrams,
+    injected,
+    let_key,
+    rdma_in_clear,
+    transfer,
+)
 from tests.lab.watched import Packets, packets_of, show_packets, watched_flows
 from tunsec.adapters.rdma import HostRdma
 from tunsec.model.flow import Keying
@@ -24,8 +31,8 @@ pytestmark = pytest.mark.needs("esp-ipv4", "esp-ipv6", "esn", "nft-inet", "rxe")
 
 FLOWS = "  storage: {kind: rocev2, between: all}\n"
 DEFAULTS = "  {{keying: {keying}, rekey: {{after: 1s, hard: 60s, jitter: 0%}}}}\n"
-OTHER_UDP = 5123
-"""A port that no flow names."""
+ROCE_PORT, OTHER_UDP = 4791, 5123
+"""The second is a port that no flow names."""
 
 
 @pytest.fixture
@@ -42,11 +49,11 @@ def watch(lab: Lab) -> Iterator[LeakWatch]:
         yield seen
 
 
-def is_refused(one: Host, other: Host) -> bool:
-    """Whether the kernel takes no datagram to a port that no flow names."""
+def is_refused(one: Host, other: Host, *, port: int = OTHER_UDP) -> bool:
+    """Whether the kernel takes no datagram of a program to a port, one that no flow names."""
     send = (
         "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
-        f"s.sendto(b'x', ('{other.ipv4}', {OTHER_UDP}))"
+        f"s.sendto(b'x', ('{other.ipv4}', {port}))"
     )
     return "PermissionError" in one.run(["python3", "-c", send], check=False).stderr
 
@@ -88,6 +95,9 @@ def test_rdma_and_all_other_udp_of_the_pair_go_in_esp_or_not_at_all(
         after = cluster.flow(a, version=version, flow="storage")
         assert after.out_bytes - before.out_bytes > sizes[Verb.SEND] + sizes[Verb.WRITE]
         assert after.in_bytes - before.in_bytes > sizes[Verb.READ]
+    assert injected(cluster, a, "storage") == 0
+    assert is_refused(a, b, port=ROCE_PORT), "a program must not speak as if it were Soft-RoCE"
+    assert injected(cluster, a, "storage") == 1
     esp = watch.report().esp
     assert datagrams(a, b, port=OTHER_UDP) == 20
     assert watch.report().esp >= esp + 20

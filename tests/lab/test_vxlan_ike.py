@@ -193,6 +193,30 @@ def test_a_charon_that_is_frozen_costs_no_packet_where_peers_are_never_dead(
 
 @pytest.mark.long
 @pytest.mark.timeout(240)
+def test_a_daemon_that_is_killed_while_charon_is_frozen_costs_nothing(
+    lab: Lab, watch: LeakWatch
+) -> None:
+    """The new one finds a charon that takes its connection and does not answer."""
+    cluster = begin(lab, ike="  {dead_after: never}\n")
+    a, _ = lab.hosts.values()
+
+    def freeze() -> None:
+        cluster.charons[a.name].freeze()
+        until = time.monotonic() + 20
+        cluster.daemons[a.name].kill9()
+        cluster.start(a)
+        cluster.daemons[a.name].wait_for_line("no answer within", timeout=20)
+        assert all(flow.protected for flow in cluster.status(a).flows)
+        while time.monotonic() < until:
+            time.sleep(0.1)
+        cluster.charons[a.name].thaw()
+        settled(cluster)
+
+    assert lost(under_load(lab, freeze)) == [0, 0, 0]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(240)
 def test_a_charon_that_is_frozen_or_stopped_leaks_nothing(lab: Lab, watch: LeakWatch) -> None:
     """By default a peer whose charon is silent for 5 s is dead: its SAs end, and it comes back."""
     cluster = begin(lab)

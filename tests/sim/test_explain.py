@@ -7,7 +7,7 @@ import pytest
 
 from tests.sim.cast import EPOCH, without_flows
 from tests.sim.chaos import Chaos
-from tests.sim.host import FakeLinks, SimHost
+from tests.sim.host import SimHost
 from tests.sim.ike_chaos import IkeChaos
 from tests.sim.ike_trial import ike_stage
 from tests.sim.kernel import Packet, same_carrier
@@ -38,7 +38,7 @@ def ask(world: World, host: SimHost, body: ExplainBody) -> Explanation:
         body,
         kernel=host.kernel,
         guard=host.guard,
-        links=FakeLinks(host.scope.addresses, host.kernel),
+        links=host.links,
         now=Instant(world.now),
         wall=WallTime(EPOCH + world.now),
     )

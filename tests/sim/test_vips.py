@@ -11,6 +11,7 @@ from tests.sim.cast import QUIET, VIP, keyed_by_ike, policy, with_service_addres
 from tests.sim.host import SimHost
 from tests.sim.kernel import EspPacket, Packet
 from tests.sim.laws import Broken
+from tests.sim.test_explain import ask
 from tests.sim.vip_trial import vip_trial
 from tests.sim.world import World
 from tunsec.daemon.drift import Drift
@@ -24,6 +25,7 @@ from tunsec.model.names import HostName
 from tunsec.model.record import Claim
 from tunsec.policy.desired import Holders
 from tunsec.ports import Record
+from tunsec.wire.control_explain import ExplainBody, PacketBody, Verdict
 
 SOON = 2.0
 """Seconds from the address's arrival until its peers are protected."""
@@ -114,6 +116,28 @@ def test_the_address_moves_and_comes_back(keying: Keying) -> None:
         assert moving.phase(giver) is VipPhase.ABSENT
     moving.world.run_until(moving.world.settled, 120.0, look=1.0)
     nothing_missing_nothing_left(moving.world)
+
+
+def test_explain_says_who_holds_the_address_if_not_this_end() -> None:
+    moving = Moving().start()
+    [sender, *_] = moving.others
+    own = str(next(iter(sender.scope.addresses)))
+
+    def why(host: SimHost, src: str, dst: str) -> str:
+        found = ask(moving.world, host, ExplainBody(packet=PacketBody("udp", src, dst, 1, 4789)))
+        assert found.verdict == Verdict.BLOCKED
+        return found.why
+
+    held = f"holds {moving.address}, service address {VIP}: `tunsec status` shows whose it is"
+    address = str(moving.address)
+    moving.world.move_in(moving.two, VIP)
+    moving.served_by(moving.two)
+    assert why(moving.one, address, own) == f"flow overlay0: h1 {held}"
+    for host in (moving.two, moving.one):
+        moving.world.move_out(host, VIP)
+    moving.world.run_until(lambda: moving.reached() is None, moving.soon, look=0.01)
+    moving.world.run(moving.soon)
+    assert why(sender, own, address) == f"flow overlay0: nobody {held}"
 
 
 def test_a_host_that_loses_the_address_gives_it_up() -> None:

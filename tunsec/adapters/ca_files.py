@@ -62,6 +62,7 @@ from tunsec.model.names import Address, HostName
 
 CA_KEY: Final = "ca-key.pem"
 ISSUED: Final = "issued"
+MADE_BY_INIT: Final = "tunsec ca init makes a CA"
 RESTORE: Final = (
     "restore it from a backup, or from a host: without it, what was revoked is not known"
 )
@@ -104,9 +105,9 @@ def init(
 
 def load(folder: Path, *, wall_now: WallTime) -> Authority:
     """A CA from its folder; raises PolicyError."""
-    check_folder(folder)
-    certificate = load_certificates(folder / CA)[0]
-    key = load_key(folder / CA_KEY)
+    check_folder(folder, holds=f"{CA} and {CA_KEY}")
+    certificate = load_certificates(folder / CA, remedy=MADE_BY_INIT)[0]
+    key = load_key(folder / CA_KEY, remedy=MADE_BY_INIT)
     if not same_key(certificate, key):
         raise problem(folder / CA_KEY, f"is not the key of {CA}", "restore both from one backup")
     if validity(certificate).last < wall_now:
@@ -147,7 +148,8 @@ def renew(
     """Give a host's folder a new key and certificate under the same name, in one act.
 
     The CA's revocation list goes along, beside those of other CAs. Everything else in the folder
-    stays; its owner and modes too. Raises PolicyError, and then the old pair is untouched.
+    stays; its owner and modes too, but for a key that others could use: the new one is private.
+    Raises PolicyError, and then the old pair is untouched.
     """
     check_folder(folder)
     old = load_certificates(folder / CERT)[0]
@@ -161,13 +163,14 @@ def renew(
     roots = load_certificates(folder / CA)
     if authority.certificate not in roots:
         roots = (*roots, authority.certificate)
-    bodies = {CA: pem_certificates(*roots)}
+    files = {CA: (pem_certificates(*roots), PUBLIC_MODE)}
     own = _own_list(authority)
     if own is not None:
-        bodies[CRL] = pem_lists(*_lists_of_others(folder / CRL, authority), own)
+        files[CRL] = (pem_lists(*_lists_of_others(folder / CRL, authority), own), PUBLIC_MODE)
     key = new_key(kind)
     leaf = _signed(authority, HostName(host), addresses, key=key, days=days, wall_now=wall_now)
-    _replace(folder, {CERT: pem_certificates(leaf), KEY: pem_key(key), **bodies})
+    files |= {CERT: (pem_certificates(leaf), PUBLIC_MODE), KEY: (pem_key(key), PRIVATE_MODE)}
+    _replace(folder, files)
     return summarize(leaf)
 
 
@@ -366,17 +369,17 @@ def _signed(
     return leaf
 
 
-def _replace(folder: Path, bodies: dict[str, bytes]) -> None:
+def _replace(folder: Path, files: Mapping[str, tuple[bytes, int]]) -> None:
     """Build the folder anew beside the old one, then let them change places."""
     folder = folder.resolve()
     with beside(folder) as fresh:
         try:
             for entry in folder.iterdir():
-                _carry(entry, fresh, bodies.get(entry.name))
+                _carry(entry, fresh, files.get(entry.name))
             status = folder.stat()
-            for name in bodies:
+            for name, (body, mode) in files.items():
                 if not (fresh / name).exists():
-                    write_new(fresh / name, bodies[name], mode=PUBLIC_MODE)
+                    write_new(fresh / name, body, mode=mode)
                     _own_like(fresh / name, status)
             fresh.chmod(stat.S_IMODE(status.st_mode))
             _own_like(fresh, status)
@@ -388,15 +391,17 @@ def _replace(folder: Path, bodies: dict[str, bytes]) -> None:
         exchange(fresh, folder)
 
 
-def _carry(entry: Path, fresh: Path, body: bytes | None) -> None:
-    """A new file with the old one's owner and mode, or the old file itself."""
-    if body is None:
-        if entry.is_dir():
-            raise problem(entry, "is a folder among keys", "move it away")
+def _carry(entry: Path, fresh: Path, new: tuple[bytes, int] | None) -> None:
+    """A new file with the old one's owner and what its mode allows of the new one's, or the old
+    file itself."""
+    if entry.is_dir():
+        raise problem(entry, "is a folder among keys", "move it away")
+    if new is None:
         (fresh / entry.name).hardlink_to(entry)
         return
+    body, mode = new
     status = entry.stat()
-    write_new(fresh / entry.name, body, mode=stat.S_IMODE(status.st_mode))
+    write_new(fresh / entry.name, body, mode=stat.S_IMODE(status.st_mode) & mode)
     _own_like(fresh / entry.name, status)
 
 

@@ -46,9 +46,9 @@ def problem(path: Path, what: str, remedy: str) -> PolicyError:
     return PolicyError([Problem(str(path), what, remedy)])
 
 
-def read_public(path: Path) -> bytes:
-    """A file that others may read but not write."""
-    body, status = _read(path)
+def read_public(path: Path, *, remedy: str = MADE_BY_CA) -> bytes:
+    """A file that others may read but not write. `remedy` tells what to do when it cannot be."""
+    body, status = _read(path, remedy=remedy)
     _check_writers(path, status)
     return body
 
@@ -70,28 +70,24 @@ def read_private(path: Path, *, most: int = MAX_FILE, remedy: str = MADE_BY_CA) 
     return body
 
 
-def check_folder(path: Path) -> None:
+def check_folder(path: Path, *, holds: str = "cert.pem, key.pem, ca.pem") -> None:
     """Whoever can write the folder can exchange the keys in it; raises PolicyError."""
     try:
         status = path.stat()
     except OSError as error:
-        raise problem(
-            path, _reason(error), "name a folder with cert.pem, key.pem, ca.pem"
-        ) from None
+        raise problem(path, _reason(error), f"name a folder with {holds}") from None
     if not stat.S_ISDIR(status.st_mode):
-        raise problem(path, "is no folder", "name a folder with cert.pem, key.pem, ca.pem")
+        raise problem(path, "is no folder", f"name a folder with {holds}")
     _check_writers(path, status)
 
 
-def load_certificates(path: Path) -> tuple[x509.Certificate, ...]:
+def load_certificates(path: Path, *, remedy: str = MADE_BY_CA) -> tuple[x509.Certificate, ...]:
     """All certificates of a PEM file, in order, at least one."""
-    body = read_public(path)
+    body = read_public(path, remedy=remedy)
     try:
         return tuple(x509.load_pem_x509_certificates(body))
-    except (ValueError, TypeError) as error:
-        raise problem(
-            path, f"is no PEM certificate: {error}", "tunsec ca issue makes one"
-        ) from None
+    except (ValueError, TypeError):  # the library's words lead to its own questions and answers
+        raise problem(path, "is no PEM certificate", remedy) from None
 
 
 def load_lists(path: Path) -> tuple[x509.CertificateRevocationList, ...]:
@@ -103,9 +99,9 @@ def load_lists(path: Path) -> tuple[x509.CertificateRevocationList, ...]:
         raise problem(path, str(error), NEWEST_LIST) from None
 
 
-def load_key(path: Path) -> SigningKey:
+def load_key(path: Path, *, remedy: str = MADE_BY_CA) -> SigningKey:
     """The private key of a PEM file, without passphrase, Ed25519 or ECDSA P-256."""
-    body = read_private(path)
+    body = read_private(path, remedy=remedy)
     try:
         key = serialization.load_pem_private_key(body, None)
     except TypeError:
@@ -113,11 +109,9 @@ def load_key(path: Path) -> SigningKey:
             path, "the key has a passphrase", "store it without, in a file of mode 0600"
         ) from None
     except (ValueError, UnsupportedAlgorithm):
-        raise problem(path, "is no PEM private key", "tunsec ca issue makes one") from None
+        raise problem(path, "is no PEM private key", remedy) from None
     if not isinstance(key, Ed25519PrivateKey | ec.EllipticCurvePrivateKey) or key_type(key) is None:
-        raise problem(
-            path, "the key is neither Ed25519 nor ECDSA P-256", "tunsec ca issue makes such keys"
-        )
+        raise problem(path, "the key is neither Ed25519 nor ECDSA P-256", remedy)
     return key
 
 

@@ -5,6 +5,7 @@ Exit status: 0 yes or done, 1 the answer is no, 2 usage, 3 tunsecd is not there,
 """
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -38,6 +39,9 @@ DAEMON: Final = {
 }
 """Commands that ask tunsecd: tunsec.cli.commands has a function of each name."""
 
+UNWRITABLE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""Standard output leads to a disk that takes no more."""
+
 EXPLAINED: Final = """\
 a flow, or one of its tenants:
   tunsec explain overlay
@@ -58,13 +62,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else list(argv)
     args = _parser(arguments).parse_args(arguments)
     try:
-        return _run(args)
+        status = _run(args)
+        sys.stdout.flush()  # now, as nobody hears what fails at exit
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        # The reader of a pipe has left (`| head`): nothing more to say, and no traceback at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return Exit.OK
+    except OSError as error:
+        return _unheard(error)
+    return status
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -81,6 +85,18 @@ def _run(args: argparse.Namespace) -> int:
     except Failed as error:
         _complain(error, as_json=getattr(args, "json", False))
         return error.status
+
+
+def _unheard(error: OSError) -> int:
+    """What was to be said could not be written, though what was asked is done."""
+    if not isinstance(error, BrokenPipeError) and error.errno not in UNWRITABLE:
+        raise error
+    # What is still in the buffer would be a traceback at exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):
+        return Exit.OK  # The reader of a pipe has left (`| head`): nothing more to say.
+    print(f"tunsec: the output cannot be written: {error.strerror}", file=sys.stderr)
+    return Exit.USAGE
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
@@ -171,9 +187,12 @@ def _vni(text: str) -> int:
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = float("nan")
     if not 0 <= seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds, such as 30 or 0.5")
     return seconds
 
 

@@ -164,7 +164,9 @@ def _days(text: str) -> float:
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of days") from None
     if not 0 < days <= MAX_DAYS:
-        raise argparse.ArgumentTypeError(f"{text} days are not in 0..{MAX_DAYS:.0f}")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no number of days above 0, {MAX_DAYS:.0f} at most"
+        )
     return days
 
 

@@ -1,5 +1,6 @@
 """The daemon's control API over its Unix socket. Blocking, one request a connection."""
 
+import math
 import socket
 import struct
 from http.client import HTTPConnection, HTTPException
@@ -26,6 +27,8 @@ from tunsec.wire.control_explain import ExplainBody, Explanation
 
 ANSWER_TIMEOUT: Final = 60.0
 """Seconds; more than any long poll (daemon/control.py) or change of policy takes."""
+ROOM_TO_ANSWER: Final = 5.0
+"""Seconds beyond those for which the daemon is asked to wait."""
 MAX_ANSWER_BYTES: Final = 64 << 20
 
 Body = TypeVar("Body")
@@ -79,14 +82,24 @@ class Client:
 
     def wait(self, flow: str | None, timeout: float) -> WaitReport:
         """Wait at most `timeout` seconds; the daemon may answer sooner."""
-        return self._ask(WaitReport, "POST", "/wait", WaitBody(flow, timeout))
+        patience = timeout + ROOM_TO_ANSWER
+        body = WaitBody(flow, timeout)
+        return self._ask(WaitReport, "POST", "/wait", body, patience=patience)
 
     def metrics(self) -> str:
         """The Prometheus text."""
         return self._exchange("GET", "/metrics").decode()
 
-    def _ask(self, shape: type[Body], method: str, path: str, body: object = None) -> Body:
-        answer = self._exchange(method, path, body)
+    def _ask(
+        self,
+        shape: type[Body],
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        patience: float = ANSWER_TIMEOUT,
+    ) -> Body:
+        answer = self._exchange(method, path, body, patience=patience)
         try:
             return decode(shape, answer)
         except Malformed as error:
@@ -96,8 +109,10 @@ class Client:
                 remedy="restart it after an upgrade",
             ) from error
 
-    def _exchange(self, method: str, path: str, body: object = None) -> bytes:
-        connection = _UnixConnection(self._path)
+    def _exchange(
+        self, method: str, path: str, body: object = None, *, patience: float = ANSWER_TIMEOUT
+    ) -> bytes:
+        connection = _UnixConnection(self._path, patience)
         try:
             connection.request(
                 method,
@@ -133,18 +148,19 @@ class Client:
 
 
 class _UnixConnection(HTTPConnection):
-    def __init__(self, path: Path) -> None:
-        super().__init__("tunsecd", timeout=ANSWER_TIMEOUT)
+    def __init__(self, path: Path, patience: float) -> None:
+        super().__init__("tunsecd", timeout=patience)
         self._path = path
+        self._patience = patience
 
     def connect(self) -> None:
         opened = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             # The socket blocks until it is connected: a full backlog is EAGAIN for others.
-            patience = struct.pack("@ll", int(ANSWER_TIMEOUT), 0)
+            patience = struct.pack("@ll", math.ceil(self._patience), 0)
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
             opened.connect(str(self._path))
-            opened.settimeout(ANSWER_TIMEOUT)
+            opened.settimeout(self._patience)
         except BaseException:
             opened.close()
             raise

@@ -119,7 +119,8 @@ def wait(client: Client, args: argparse.Namespace) -> Exit:
             if away is None and not args.json:
                 print(f"tunsec: waiting: {error}", file=sys.stderr)
             away = error
-        if (report is not None and report.protected) or left == 0:
+        over = until is not None and time.monotonic() >= until
+        if (report is not None and report.protected) or over:
             break
         if away is not None:
             time.sleep(min(left, RETRY))

@@ -1,11 +1,13 @@
 """tunsecd: the daemon's entry."""
 
 import asyncio
+import errno
 import os
 import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from tunsec.adapters.hardening import harden_process
 from tunsec.adapters.systemd import Notifier, watchdog_interval
@@ -18,6 +20,8 @@ EXIT_REFUSED = 1
 EXIT_POLICY = 2
 EXIT_UNAVAILABLE = 3
 EXIT_BUG = 70
+
+RIGHTS: Final = "CAP_NET_ADMIN is missing: start tunsecd.service, or run tunsecd as root"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_UNAVAILABLE
     except Refused as error:
         _say(error)
+        if error.errno == errno.EPERM:
+            sys.stderr.write(f"tunsecd: {RIGHTS}\n")
         return EXIT_REFUSED
     except Bug as error:
         _say(error)

@@ -224,6 +224,9 @@ class AskedPacket:
         if self.remote not in flow.peers:
             said = f"{self.remote} is no host of flow {flow.flow}"
             return f"{said}, which has `strangers: blocked`"
+        unheld = self._why_not_held()
+        if unheld:
+            return f"flow {flow.flow}: {unheld}"
         if self.local not in self.view.engine.scope.addresses:
             said = f"the policy does not give {self.local} to this host"
             return f"flow {flow.flow}: {said}, so there are no SAs for it"
@@ -237,6 +240,19 @@ class AskedPacket:
             return f"flow {flow.flow} has no relation for it"
         status = self.view.status(child.id)
         return f"flow {label(child.id)} with {child.id.peer}: {status.reason or status.state}"
+
+    def _why_not_held(self) -> str:
+        """Why there are no SAs over a service address: its holder is not this end of the packet, or
+        nobody is."""
+        scope = self.view.engine.scope
+        for service in scope.services:
+            holder = scope.holders.get(service.name)
+            here = self.local in service.addresses and holder != scope.host
+            if here or (self.remote in service.addresses and holder is None):
+                address = self.local if here else self.remote
+                said = f"{holder or 'nobody'} holds {address}, service address {service.name}"
+                return f"{said}: `tunsec status` shows whose it is"
+        return ""
 
     # What a capture shows, and what the kernel holds
 

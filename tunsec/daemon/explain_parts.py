@@ -291,7 +291,8 @@ def _guard_rules(
             yield CROSS_TENANT, said, counted.cross_tenant
         return
     if flow.tunnel_only:
-        said = "drops what no tunnel device sent"
+        sends = "tunnel device" if ON_WIRE[flow.kind].has_networks else "socket of the kernel's"
+        said = f"drops what no {sends} sent"
         yield LOCAL_INJECTION, said, counted.local_injection
     yield CLEAR_OUT, "drops what no SP protects", counted.clear_out
 

@@ -19,7 +19,14 @@ from tunsec.keying.paths import (
 )
 from tunsec.keying.refusals import RecordRefused, RefusalReason, Refusals
 from tunsec.keying.ring import Keyring
-from tunsec.machines.facts import Keyed, PeerConfirmed, PeerOffered, PeerOfferEnded, PeerRevoked
+from tunsec.machines.facts import (
+    Keyed,
+    PeerConfirmed,
+    PeerOffered,
+    PeerOfferEnded,
+    PeerOfferRefused,
+    PeerRevoked,
+)
 from tunsec.machines.orders import PublishRecord
 from tunsec.machines.pair import PairEvent
 from tunsec.model.aead import Aead, AeadSpeed
@@ -213,7 +220,7 @@ class PostRoom:
         news = self.revoked_before()
         for host in sorted(peers & self._strangers.keys()):
             found = self._take_offer(host, self._strangers.pop(host))
-            news += [item for item in found if isinstance(item.event, PeerOfferEnded)]
+            news += [item for item in found if not isinstance(item.event, PeerOffered)]
         news += [
             News(host, PeerOffered(offer.sequence, offer.boot))
             for host, offer in sorted(self._newest.items())
@@ -270,9 +277,12 @@ class PostRoom:
             offer = self._ring.accept_offer(host, record.body, wall_now=self._clock.wall())
         except RecordRefused as refused:
             self.refuse(refused, record)
-            if refused.reason is RefusalReason.REVOKED_CERTIFICATE and host not in self._newest:
+            if host in self._newest or host == self._host:
+                return []
+            if refused.reason is RefusalReason.REVOKED_CERTIFICATE:
                 return [News(host, PeerOfferEnded(refused.detail))]
-            return []
+            why = f"its offer was refused: {refused.reason}: {refused.detail}"
+            return [News(host, PeerOfferRefused(why))]
         if host == self._host:
             self._own_seen(offer)
             return []

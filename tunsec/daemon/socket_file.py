@@ -93,7 +93,7 @@ def _clear_away(path: Path) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(kind):
-        raise Refused(f"listen on {path}", reason="it is there already and is no socket")
+        raise Refused(f"listen on {path}", reason="it is there and is no socket: move it away")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         answer = probe.connect_ex(str(path))

@@ -62,6 +62,13 @@ class PeerOfferEnded(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class PeerOfferRefused(Event):
+    """There is an offer of the peer that is not believed, and none that is."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class PeerRevoked(Event):
     """A certificate behind these offers of the peer was revoked: what was keyed with them, and what
     was adopted, cannot be trusted any more."""

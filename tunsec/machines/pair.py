@@ -31,6 +31,7 @@ from tunsec.machines.facts import (
     PeerConfirmed,
     PeerOffered,
     PeerOfferEnded,
+    PeerOfferRefused,
     PeerRevoked,
     RecordPublished,
     SaLost,
@@ -64,6 +65,7 @@ PairEvent = (
     | OwnOffered
     | PeerOffered
     | PeerOfferEnded
+    | PeerOfferRefused
     | PeerRevoked
     | InboundInstalled
     | PeerConfirmed
@@ -183,6 +185,9 @@ def _take(
         case PeerOfferEnded(reason):
             state = _names_only(state, frozenset(), now)
             return replace(state, peer_offer=None, no_offer_reason=reason)
+        case PeerOfferRefused(reason):
+            # Anybody may have written it: it explains, and changes nothing.
+            return replace(state, no_offer_reason=reason)
         case PeerRevoked():
             return _peer_revoked(state, event, actions)
         case InboundInstalled(sas, refused):

@@ -30,8 +30,9 @@ class GuardedFlow:
     either_side: bool
     peers: frozenset[Address]
     tunnel_only: bool
-    """Only the kernel's tunnel devices may send here: packets without the tunnel mark are dropped
-    (a local user's socket must not get its datagrams encrypted and trusted: CVE-2026-92542)."""
+    """Only the kernel itself may send here: packets without the tunnel mark, and for RDS and RoCE
+    those of programs' sockets, are dropped (what a local user sends must not get encrypted and
+    trusted: CVE-2026-92542)."""
     strangers_blocked: bool = False
     """The rules hold for any address of both families, not for the peers alone."""
     tenants: tuple[TenantMark, ...] = ()

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from tunsec.model.flow import Kind, Mode
+from tunsec.model.flow import Keying, Kind, Mode
 from tunsec.model.ike import IkeAuth
 from tunsec.model.names import Address
-from tunsec.model.selector import TCP
+from tunsec.model.selector import TCP, UDP
 from tunsec.policy.kinds import ON_WIRE, Ports
 from tunsec.policy.language import FlowEntry, PolicyFile
 from tunsec.policy.problems import Flaw, Path, listed, suggestion
@@ -32,6 +32,8 @@ from tunsec.policy.units import span_text
 from tunsec.policy.values import ALL, OtherTenants
 
 TENANT_KINDS: Final = [kind for kind in Kind if ON_WIRE[kind].has_networks]
+KERNEL_KINDS: Final = [kind for kind in Kind if ON_WIRE[kind].kernel_sends]
+IKE_PORTS: Final = (500, 4500)  # RFC 7296 section 2.23
 CONNECTION_KINDS: Final = [kind for kind in Kind if ON_WIRE[kind].has_connections]
 
 
@@ -79,6 +81,7 @@ def contradictions(reading: Reading) -> Iterator[Flaw]:
                 yield from check(case)
     placed = [case for case in cases if case.readable("kind", "port", "between")]
     yield from _overlaps(placed)
+    yield from _over_ike([one for one in placed if one.readable("keying")])
     yield from _shared_vnis([one for one in placed if one.readable("tenants", "other_tenants")])
 
 
@@ -278,9 +281,12 @@ def _misplaced(case: Case) -> Iterator[Flaw]:
     kind, on_wire = case.flow.kind, ON_WIRE[case.flow.kind]
     given = case.flow.model_fields_set
     if not on_wire.has_networks:
-        for key in sorted(given & {"tenants", "other_tenants", "local_senders", "strangers"}):
+        for key in sorted(given & {"tenants", "other_tenants", "strangers"}):
             what = f"'{key}' is for {listed(TENANT_KINDS)}, not for {kind}"
             yield Flaw(case.at(key), what, "delete the key")
+    if not on_wire.kernel_sends and "local_senders" in given:
+        what = f"'local_senders' is for {listed(KERNEL_KINDS)}, not for {kind}"
+        yield Flaw(case.at("local_senders"), what, "delete the key")
     if not on_wire.has_connections and "on_reconnect" in given:
         what = f"{kind} has no connections; 'on_reconnect' is for {listed(CONNECTION_KINDS)}"
         yield Flaw(case.at("on_reconnect"), what, "delete the key")
@@ -359,6 +365,30 @@ def _overlaps(cases: list[Case]) -> Iterator[Flaw]:
             f"{traffic} between {' and '.join(common[:2])} already belongs to flow {first}",
             "make them one flow, or keep their hosts or ports apart",
         )
+
+
+def _over_ike(cases: list[Case]) -> Iterator[Flaw]:
+    """IKE goes in clear: where its port is closed to clear packets, it makes no keys."""
+    by_ike = [
+        (case.name, names_between(case.flow, hosts=case.reading.hosts))
+        for case in cases
+        if keying_of(case.file, case.flow) is Keying.IKE
+    ]
+    for case in cases:
+        port = port_of(case.flow)
+        if ON_WIRE[case.flow.kind].proto != UDP or port not in IKE_PORTS:
+            continue
+        here = names_between(case.flow, hosts=case.reading.hosts)
+        for name, there in by_ike:
+            common = sorted(here & there)
+            if len(common) > 1:
+                yield Flaw(
+                    case.at(),
+                    f"UDP port {port} is IKE's, which makes the keys of flow {name} between "
+                    f"{common[0]} and {common[1]}",
+                    "leave the port to IKE, or use 'keying: directory' between these hosts",
+                )
+                break
 
 
 def _shared_vnis(cases: list[Case]) -> Iterator[Flaw]:

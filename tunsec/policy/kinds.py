@@ -38,6 +38,8 @@ class OnWire:
     has_connections: bool
     has_networks: bool
     """Whether packets carry a VNI, and so tenants can be told apart, and tunnel devices send."""
+    kernel_sends: bool
+    """Whether nobody but the kernel sends: by tunnel devices, or from sockets of its own."""
 
     @property
     def either_side(self) -> bool:
@@ -60,6 +62,7 @@ ON_WIRE: Final[dict[Kind, OnWire]] = {
         precedence=0,
         has_connections=False,
         has_networks=True,
+        kernel_sends=True,
     ),
     Kind.GENEVE: OnWire(  # port: RFC 8926 section 3.3
         proto=UDP,
@@ -70,6 +73,7 @@ ON_WIRE: Final[dict[Kind, OnWire]] = {
         precedence=0,
         has_connections=False,
         has_networks=True,
+        kernel_sends=True,
     ),
     # net/rds/tcp.h RDS_TCP_PORT. The larger address may dial first, so both hosts need both.
     Kind.RDS_TCP: OnWire(
@@ -81,6 +85,7 @@ ON_WIRE: Final[dict[Kind, OnWire]] = {
         precedence=1,
         has_connections=True,
         has_networks=False,
+        kernel_sends=True,
     ),
     # include/rdma/ib_verbs.h ROCE_V2_UDP_DPORT. Soft-RoCE asks for its route with protocol UDP
     # and no ports (drivers/infiniband/sw/rxe/rxe_net.c), so a port would never match outbound.
@@ -93,6 +98,7 @@ ON_WIRE: Final[dict[Kind, OnWire]] = {
         precedence=2,
         has_connections=False,
         has_networks=False,
+        kernel_sends=True,
     ),
     Kind.TCP: OnWire(
         proto=TCP,
@@ -103,6 +109,7 @@ ON_WIRE: Final[dict[Kind, OnWire]] = {
         precedence=1,
         has_connections=True,
         has_networks=False,
+        kernel_sends=False,
     ),
     Kind.UDP: OnWire(
         proto=UDP,
@@ -113,6 +120,7 @@ ON_WIRE: Final[dict[Kind, OnWire]] = {
         precedence=1,
         has_connections=False,
         has_networks=False,
+        kernel_sends=False,
     ),
 }
 

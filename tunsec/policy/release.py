@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from tunsec.model.errors import Problem
 from tunsec.model.flow import Mode
 from tunsec.policy.problems import Flaw, Path
 
@@ -54,11 +53,6 @@ def unreleased(value: object) -> Iterator[Flaw]:
         for path, found in _at(value, row.where):
             if row.value in (ANYTHING, found):
                 yield Flaw(path, f"{row.name} {NOT_IN_RELEASE}", row.remedy)
-
-
-def is_unreleased(problem: Problem) -> bool:
-    """Whether a problem says no more than that its release has not come."""
-    return problem.what.endswith(NOT_IN_RELEASE)
 
 
 def _at(value: object, where: tuple[str, ...], path: Path = ()) -> Iterator[tuple[Path, object]]:

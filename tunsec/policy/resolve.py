@@ -82,8 +82,8 @@ def offload_of(file: PolicyFile, flow: FlowEntry) -> OffloadWish:
 
 
 def local_senders_of(file: PolicyFile, flow: FlowEntry) -> LocalSenders:
-    """Who may send on its port; only tunnels can be told from other senders."""
-    if not ON_WIRE[flow.kind].has_networks:
+    """Who may send on its port; only the kernel can be told from other senders."""
+    if not ON_WIRE[flow.kind].kernel_sends:
         return LocalSenders.ANY
     return flow.local_senders or file.defaults.local_senders
 

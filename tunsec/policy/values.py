@@ -42,7 +42,7 @@ MAX_VNI: Final = 2**24 - 1  # RFC 7348 section 5, RFC 8926 section 3.4
 
 
 class LocalSenders(StrEnum):
-    """Who on a host may send on a tunnel's port."""
+    """Who on a host may send on a tunnel's port: the kernel alone, or programs too."""
 
     TUNNEL_ONLY = "tunnel-only"
     ANY = "any"

@@ -16,9 +16,11 @@ Hooks, and why these (include/uapi/linux/netfilter.h):
 - `input` at -300: before any rule rewrites the source address that the packet arrived with.
 - `netdev` egress at 300 of every tunnel device: sets the tunnel mark on what the device sends.
   Not `inet` egress: that one sees IP only, and ARP inside the overlay would stay without a mark
-  (net/netfilter/nft_chain_filter.c). Encapsulation keeps the mark unless the device sends from
-  another network namespace (skb_scrub_packet, net/core/skbuff.c). What sends for several VNIs is
-  marked by each packet's VNI after that (wire/tc_text.py).
+  (net/netfilter/nft_chain_filter.c). Since Linux 6.16 a chain outlives its device and hooks the
+  next one of that name, which may be another tenant's: so the rule asks for the ifindex.
+  Encapsulation keeps the mark unless the device sends from another network namespace
+  (skb_scrub_packet, net/core/skbuff.c). What sends for several VNIs is marked by each packet's VNI
+  after that (wire/tc_text.py).
 """
 
 import ipaddress
@@ -27,6 +29,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from tunsec.model.errors import Bug, Refused
+from tunsec.model.flow import Kind
 from tunsec.model.guard import Guard, GuardDrops, GuardedFlow, TunnelDevice
 from tunsec.model.names import FlowName, Mark
 from tunsec.model.selector import TCP, UDP
@@ -48,6 +51,11 @@ VNI_BITS: Final = "@th,96,24"
 """Behind 8 bytes of UDP header and 4 of VXLAN's (RFC 7348 section 5) or Geneve's (RFC 8926 section
 3.4): both have the VNI in the same place."""
 
+_OWN_SOCKETS: Final = (Kind.RDS_TCP, Kind.ROCEV2)
+"""Kinds that the kernel sends from sockets of its own."""
+_NO_USER: Final = 0xFFFF_FFFF
+"""What no user id is (uid_t -1)."""
+
 _KINDS: Final = (
     *("chain", "map", "set", "flowtable", "counter", "quota", "limit", "synproxy", "secmark"),
     *("ct helper", "ct timeout", "ct expectation"),
@@ -63,6 +71,8 @@ _PLAIN: Final = re.compile(r"[A-Za-z0-9_-]")
 _LABEL: Final = re.compile(r"(?:[A-Za-z0-9_-]|\.[0-9a-f]{2})+")
 _DEVICE: Final = re.compile(r'[^"*\\/\s\x00-\x1f]{1,15}')
 _COUNTS: Final = re.compile(r"packets \d+ bytes \d+")
+_DEVICE_CHAIN: Final = re.compile(r"chain mark\.(\d+)")
+_HOOKED: Final = re.compile(r'.* device "([^"]*)" ')
 
 
 def flow_label(flow: FlowName) -> str:
@@ -139,7 +149,7 @@ def netdev_table(guard: Guard) -> Table:
     return {
         f"chain mark.{device.ifindex}": (
             _base(f'egress device "{_device_name(device)}"', LATE),
-            _set_mark(guard.device_mark(device)),
+            f"oif {device.ifindex} {_set_mark(guard.device_mark(device))}",
         )
         for device in sorted(guard.devices, key=lambda device: device.ifindex)
     }
@@ -216,7 +226,9 @@ def parse_listing(text: str) -> Ruleset:
         raise ValueError("the nft listing ends in the middle of a table")
     return {
         name: {
-            header: tuple(line for line in lines if line and not _COUNTS.fullmatch(line))
+            header: tuple(
+                line for line in _numbered(header, lines) if line and not _COUNTS.fullmatch(line)
+            )
             for header, lines in blocks.items()
         }
         for name, blocks in tables.items()
@@ -277,10 +289,23 @@ def _leaving(
     """The rules of what this host sends; `to` is a test of the destination or nothing."""
     ours = "fib saddr type local " if after_nat else ""
     for ports in _port_tests(flow):
-        if flow.tunnel_only:
-            unmarked = f"meta mark & {mark.mask:#010x} != {mark.value & mark.mask:#010x}"
-            yield f"{ports}{to} {unmarked} {ours}{_count_and_drop(LOCAL_INJECTION, label)}"
+        if flow.tunnel_only and not (after_nat and flow.kind in _OWN_SOCKETS):
+            injected = _of_programs(flow, mark)
+            yield f"{ports}{to} {injected} {ours}{_count_and_drop(LOCAL_INJECTION, label)}"
         yield f"{ports}{to} rt ipsec missing {ours}{_count_and_drop(CLEAR_OUT, label)}"
+
+
+def _of_programs(flow: GuardedFlow, mark: Mark) -> str:
+    """A test for what the kernel has not sent by itself.
+
+    Tunnel devices have set their mark. The sockets of RDS and RoCE have no user: nft tells the user
+    of those alone that a program has opened, in this namespace (nft_meta_get_eval_skugid,
+    net/netfilter/nft_meta.c). So it cannot tell what comes from behind NAT: of that the block SPs
+    alone let nothing pass, as they are asked before the source is changed (ip_forward).
+    """
+    if flow.kind in _OWN_SOCKETS:
+        return f"meta skuid != {_NO_USER}"
+    return f"meta mark & {mark.mask:#010x} != {mark.value & mark.mask:#010x}"
 
 
 def _arriving(flow: GuardedFlow, label: str, *, source: str) -> Iterator[str]:
@@ -374,6 +399,18 @@ def _statements(text: str) -> Iterator[str]:
         pending = ""
     if pending:
         raise ValueError("the nft listing ends in the middle of a set")
+
+
+def _numbered(header: str, lines: list[str]) -> list[str]:
+    """A device's chain as we write it: nft prints the name of the ifindex that a rule asks for."""
+    chain, hooked = _DEVICE_CHAIN.fullmatch(header), _HOOKED.match(lines[0]) if lines else None
+    if chain is None or hooked is None:
+        return lines
+    named = f'oif "{hooked[1]}" '
+    return [
+        f"oif {chain[1]} {line.removeprefix(named)}" if line.startswith(named) else line
+        for line in lines
+    ]
 
 
 def _canonical(line: str) -> str:

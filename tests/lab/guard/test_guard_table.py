@@ -116,6 +116,34 @@ def test_a_device_made_anew_is_drift_until_the_guard_knows_it(guard: Guard) -> N
     assert table.intact(renewed)
 
 
+@pytest.mark.parametrize(
+    "become",
+    [
+        ("ip link del vx0", "ip link add vx0 type vxlan id 6 dstport 4789 remote 192.0.2.2"),
+        (
+            "ip link add vx1 type vxlan id 6 dstport 4789 remote 192.0.2.2",
+            *("ip link set vx0 down", "ip link set vx0 name old", "ip link set vx1 name vx0"),
+        ),
+    ],
+    ids=["made anew", "renamed"],
+)
+def test_a_device_does_not_inherit_the_mark_of_its_name(
+    guard: Guard, become: tuple[str, ...]
+) -> None:
+    """Since Linux 6.16 a chain outlives its device, and hooks the next one of that name: it may be
+    another tenant's."""
+    table = NftGuard()
+    table.put(guard)
+    for command in become:
+        run(command)
+    run("ip link set vx0 addrgenmode none up")
+    run("ip addr add 10.9.0.1/24 dev vx0")
+    run("ip neigh add 10.9.0.2 lladdr 02:00:00:00:09:02 dev vx0")
+    send("10.9.0.2", 9)
+    drops = table.drops()[FlowName("tenant-overlay")]  # of IGMP's reports too
+    assert (drops.local_injection > 0, drops.clear_out) == (True, 0)
+
+
 def test_a_vanished_device_leaves_the_flows_guarded(guard: Guard) -> None:
     table = NftGuard()
     gone = replace(guard, devices=(TunnelDevice("nowhere0", 4711, Kind.VXLAN, 4789),))

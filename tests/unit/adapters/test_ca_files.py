@@ -226,6 +226,29 @@ def test_renewing_keeps_the_name_and_all_else_and_changes_key_and_serial(tmp_pat
     assert len(list((ca / "issued").iterdir())) == 2
 
 
+@pytest.mark.parametrize("spoil", [lambda key: key.chmod(0o644), Path.unlink])
+def test_a_renewed_key_is_private_whatever_became_of_the_old_one(
+    tmp_path: Path, spoil: Callable[[Path], None]
+) -> None:
+    ca = authority(tmp_path)
+    host = issue(tmp_path, ca=ca)
+    spoil(host / "key.pem")
+    ca_files.renew(host, authority=ca_files.load(ca, wall_now=NOW), days=60, wall_now=NOW)
+    assert mode(host / "key.pem") == 0o600
+    load_identity(host, host=DB1, name="db1", wall_now=NOW)
+
+
+def test_a_folder_in_place_of_a_key_is_not_renewed_away(tmp_path: Path) -> None:
+    ca = authority(tmp_path)
+    host = issue(tmp_path, ca=ca)
+    (host / "key.pem").unlink()
+    (host / "key.pem").mkdir()
+    (host / "key.pem/kept").write_text("kept")
+    with pytest.raises(PolicyError, match="is a folder among keys"):
+        ca_files.renew(host, authority=ca_files.load(ca, wall_now=NOW), days=60, wall_now=NOW)
+    assert (host / "key.pem/kept").read_text() == "kept"
+
+
 def test_renewing_through_a_link_keeps_the_link(tmp_path: Path) -> None:
     ca = authority(tmp_path)
     host = issue(tmp_path, ca=ca)
@@ -619,6 +642,7 @@ def test_errors_are_one_line_each_and_json_where_wished(
     assert json.loads(captured.out)["problems"][0]["where"] == str(tmp_path / "no")
     assert captured.err.startswith(f"tunsec ca issue: {tmp_path}/no: ")
     assert captured.err.count("\n") == 1
+    assert "ca-key.pem" in captured.err, "it is a CA's folder that is wanted"
     assert tunsec_ca("show", tmp_path / "no") == 1
     (tmp_path / "junk.pem").write_text("junk")
     assert tunsec_ca("show", tmp_path / "junk.pem") == 1

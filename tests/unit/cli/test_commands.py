@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import resource
+import socket
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ import pytest
 
 from tests.unit.daemon.control_fake import OVERLAY, Served, nobody, served
 from tunsec import __version__
+from tunsec.cli import client
 from tunsec.cli.__main__ import main
 from tunsec.cli.exits import Exit
 from tunsec.cli.render import aligned, size, span
@@ -243,6 +245,18 @@ def test_wait_outlasts_a_daemon_that_is_not_there_yet(tmp_path: Path) -> None:
     assert main(["wait", "--timeout", "0", "--socket", str(path)]) == Exit.AWAY
 
 
+def test_wait_does_not_outlast_its_timeout_for_a_daemon_that_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(client, "ROOM_TO_ANSWER", 0.1)
+    path = tmp_path / "control.sock"
+    with socket.socket(socket.AF_UNIX) as deaf:
+        deaf.bind(str(path))
+        deaf.listen()
+        assert main(["wait", "--timeout", "0.1", "--socket", str(path)]) == Exit.AWAY
+    assert "does not answer: timed out" in capsys.readouterr().err
+
+
 def test_watch_in_a_pipe_tells_each_change_once(server: Served, where: tuple[str, ...]) -> None:
     with subprocess.Popen(
         (sys.executable, "-m", "tunsec.cli", "watch", *where),
@@ -327,7 +341,23 @@ def test_version_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as caught:
             main(usage)
         assert caught.value.code == Exit.USAGE
-    capsys.readouterr()
+    assert "invalid _" not in capsys.readouterr().err, "each is told what it should be"
+
+
+def test_a_full_disk_behind_the_output_is_told_in_one_line(where: tuple[str, ...]) -> None:
+    for words in (["status", *where], ["version"]):
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(
+                (sys.executable, "-m", "tunsec.cli", *words),
+                cwd=ROOT,
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+                timeout=30,
+            )
+        assert done.returncode == Exit.USAGE
+        assert done.stderr == ("tunsec: the output cannot be written: No space left on device\n")
 
 
 @pytest.mark.parametrize("command", ["check", "ca", "doctor", "status", "explain", "release"])

@@ -13,7 +13,14 @@ from tunsec.keying.judgement import Grant
 from tunsec.keying.newest import Newest
 from tunsec.keying.refusals import RefusalReason
 from tunsec.keying.ring import Keyring
-from tunsec.machines.facts import Keyed, PeerConfirmed, PeerOffered, PeerOfferEnded, PeerRevoked
+from tunsec.machines.facts import (
+    Keyed,
+    PeerConfirmed,
+    PeerOffered,
+    PeerOfferEnded,
+    PeerOfferRefused,
+    PeerRevoked,
+)
 from tunsec.machines.orders import PublishRecord
 from tunsec.model.aead import Aead, AeadSpeed
 from tunsec.model.clock import Instant, Seconds, WallTime
@@ -334,6 +341,17 @@ def test_the_offer_of_a_stranger_is_there_when_a_policy_brings_it(rooms: Rooms) 
     seq, offer = left.offer()
     assert right.post.take([offer], frozenset()) == []
     assert right.post.reintroduce(frozenset({H0})) == [News(H0, PeerOffered(seq, Boot("a" * 32)))]
+
+
+def test_an_offer_that_is_not_believed_says_why_there_is_none(rooms: Rooms) -> None:
+    left, right = rooms
+    [item] = right.hears(Record("offers/h0", b"x"))
+    assert isinstance(item.event, PeerOfferRefused)
+    assert item.event.reason.startswith("its offer was refused: truncated: ")
+    _, good = left.offer()
+    assert [type(one.event) for one in right.hears(good)] == [PeerOffered]
+    assert right.hears(Record("offers/h0", b"x")) == [], "there is one that is believed"
+    assert right.hears(Record("offers/h1", b"x")) == [], "its own"
 
 
 def test_strangers_are_bounded(rooms: Rooms) -> None:

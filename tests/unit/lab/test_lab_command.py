@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tunsec_lab import cli
-from tunsec_lab.boot import GuestRun, Mount, memory_folder
+from tunsec_lab.boot import EXIT_LAB_FAILED, GuestRun, Mount, memory_folder
 from tunsec_lab.cache import Cache, Progress, Stages, cache_root, digest, remove_tree
 from tunsec_lab.children import child, run_to_end
 from tunsec_lab.errors import LabError
@@ -52,6 +52,12 @@ def test_memory_and_cpus() -> None:
     for text in ("0", "9", "two"):
         with pytest.raises(argparse.ArgumentTypeError, match="number of CPUs"):
             cli.parse_cpus(text)
+
+
+def test_clocks() -> None:
+    assert cli.parse_clock("virtual:cpu") is Clock.VIRTUAL_CPU
+    with pytest.raises(argparse.ArgumentTypeError, match="real, virtual, virtual:cpu"):
+        cli.parse_clock("sand")
 
 
 def test_mounts(tmp_path: Path) -> None:
@@ -244,6 +250,17 @@ def test_clean_keeps_what_the_checkout_uses(
     assert not (root / "work").exists()
     assert cli.main(["clean", "--all", "--quiet"]) == 0
     assert not kept.exists()
+
+
+def test_a_cache_that_cannot_be_made_is_told_with_its_path(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert cli.main(["exec", "--", "true"]) == EXIT_LAB_FAILED
+    told, remedy = capsys.readouterr().err.splitlines()
+    assert str(tmp_path / "file") in told
+    assert "XDG_CACHE_HOME" in remedy
 
 
 def test_read_only_folders_are_removed_too(tmp_path: Path) -> None:

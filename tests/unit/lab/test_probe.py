@@ -1,7 +1,16 @@
 """What the probe's receiver makes of the numbers it hears."""
 
+import json
+import os
 import random
+import socket
+import subprocess
+import sys
+import time
 
+import pytest
+
+from tunsec_lab import probe
 from tunsec_lab.carrier import link_states
 from tunsec_lab.faults import Impairment
 from tunsec_lab.probe import PACKET, Tally
@@ -43,6 +52,28 @@ def test_any_order_counts_each_number_once_and_forgets_what_is_complete() -> Non
     tally = heard(*numbers, *numbers)
     assert (tally.received, tally.duplicated) == (1000, 1000)
     assert tally.seen == set()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root for a large buffer")
+def test_a_receiver_that_is_told_to_stop_counts_all_that_came() -> None:
+    """It is told while packets pile up, as on a busy machine."""
+    count = 3_000
+    for _ in range(4):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+            free.bind(("127.0.0.1", 0))
+            end = free.getsockname()
+        argv = [sys.executable, "-I", "-S", probe.__file__, "receive", "--address=127.0.0.1"]
+        with (
+            subprocess.Popen([*argv, f"--port={end[1]}"], stdout=subprocess.PIPE) as receiver,
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
+        ):
+            assert receiver.stdout is not None
+            assert receiver.stdout.readline() == b"ready\n"
+            for number in range(count):
+                sender.sendto(PACKET.pack(number, time.monotonic_ns()), end)
+            receiver.terminate()
+            said = json.loads(receiver.stdout.readline())
+        assert (said["received"], said["holes"]) == (count, [])
 
 
 def test_netem_words() -> None:

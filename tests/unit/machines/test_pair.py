@@ -17,6 +17,7 @@ from tunsec.machines.facts import (
     OwnOffered,
     PeerOffered,
     PeerOfferEnded,
+    PeerOfferRefused,
     PeerRevoked,
     RecordPublished,
     SaLost,
@@ -45,6 +46,8 @@ def test_nothing_is_installed_before_both_offers_are_there() -> None:
     one.tell(OwnOffered(OfferSeq(1), frozenset({OfferSeq(1)})))
     assert one.orders == []
     assert pair.blocked_reason(one.state, one.flow) == "no offer of the peer in the directory"
+    one.tell(PeerOfferRefused("its offer was refused: unknown-ca"))
+    assert pair.blocked_reason(one.state, one.flow) == "its offer was refused: unknown-ca"
     one.tell(PeerOffered(OfferSeq(101), Boot("a" * 32)))
     assert [type(order) for order in one.orders] == [InstallInbound, PublishRecord]
 
@@ -314,6 +317,16 @@ def test_without_an_offer_of_the_peer_nothing_new_and_nothing_less() -> None:
     assert (set(one.inbound), set(one.outbound)) == ({spi}, {out})
     one.tell(PeerOffered(OfferSeq(102), Boot("a" * 32)))
     assert len(one.inbound) == 2
+
+
+def test_an_offer_that_is_not_believed_takes_nothing_away() -> None:
+    """Whoever can write to the directory can put one there."""
+    one = OnePair().begin()
+    spi, out = one.in_use()
+    before, orders = one.flow, len(one.orders)
+    one.tell(PeerOfferRefused("its offer was refused: forged"))
+    assert (one.flow, len(one.orders)) == (before, orders)
+    assert (set(one.inbound), set(one.outbound)) == ({spi}, {out})
 
 
 # Revocation

@@ -100,7 +100,10 @@ def flow_contradictions(flow: str) -> list[str]:
         ),
         (
             "{kind: tcp, port: 1, between: [db1, db2], local_senders: any}",
-            "x.local_senders: 'local_senders' is for vxlan or geneve, not for tcp (delete the key)",
+            (
+                "x.local_senders: 'local_senders' is for vxlan, geneve, rds-tcp or rocev2, "
+                "not for tcp (delete the key)"
+            ),
         ),
         (
             "{kind: tcp, port: 1, between: [db1, db2], strangers: blocked}",
@@ -194,6 +197,22 @@ flows:
         ),
         "p:13: flows.x.between: only db1 takes part (a flow needs two hosts or more: name another)",
     ]
+
+
+def test_the_ports_of_ike_are_no_flows_where_it_makes_keys() -> None:
+    text = f"""\
+{HEAD}flows:
+  a: {{kind: udp, port: 500, between: [db1, db2], keying: ike}}
+  b: {{kind: geneve, port: 4500, between: [db1, db2, db3]}}
+  c: {{kind: tcp, port: 500, between: [db1, db2]}}
+"""
+    remedy = "(leave the port to IKE, or use 'keying: directory' between these hosts)"
+    said = "is IKE's, which makes the keys of flow a between db1 and db2"
+    assert contradictions_of(text) == [
+        f"p:8: flows.a: UDP port 500 {said} {remedy}",
+        f"p:9: flows.b: UDP port 4500 {said} {remedy}",
+    ]
+    assert contradictions_of(text.replace(", keying: ike", "")) == []
 
 
 def test_a_policy_needs_a_mark_for_each_tenant() -> None:

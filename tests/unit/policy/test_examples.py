@@ -9,10 +9,10 @@ from hypothesis import given
 from jsonschema import Draft202012Validator
 
 from tests.unit.policy.written import documents, flow_problems, problems_of
-from tunsec.model.errors import PolicyError
+from tunsec.model.flow import Keying, Kind
+from tunsec.policy.desired import desired
 from tunsec.policy.document import read_document
 from tunsec.policy.intent import parse_policy
-from tunsec.policy.release import is_unreleased
 from tunsec.policy.schema import json_schema, schema_text
 
 FOLDER = Path(__file__).parents[3] / "policies"
@@ -63,13 +63,16 @@ def test_an_example_fits_the_schema(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
-def test_an_example_loads_or_waits_for_its_release(path: Path) -> None:
-    try:
-        parse_policy(path.read_text(), path.name)
-        problems = []
-    except PolicyError as error:
-        problems = [str(problem) for problem in error.problems if not is_unreleased(problem)]
-    assert problems == []
+def test_an_example_loads_and_every_host_has_a_part_of_it(path: Path) -> None:
+    intent = parse_policy(path.read_text(), path.name)
+    for host in intent.hosts:
+        assert desired(intent, host.name).children, host.name
+
+
+def test_every_kind_has_an_example_and_every_keying() -> None:
+    flows = [flow for path in EXAMPLES for flow in parse_policy(path.read_text(), "p").flows]
+    assert {flow.kind for flow in flows} == set(Kind)
+    assert {flow.keying for flow in flows} == set(Keying)
 
 
 @given(documents())

@@ -78,6 +78,15 @@ def test_a_flow_overrides_the_defaults() -> None:
     assert own.port == 8472
 
 
+@pytest.mark.parametrize("kind", ["rds-tcp", "rocev2", "tcp", "udp"])
+def test_where_the_kernel_sends_from_sockets_of_its_own_programs_do_not(kind: str) -> None:
+    port = ", port: 5432" if kind in ("tcp", "udp") else ""
+    flow = f"kind: {kind}{port}, between: [db1, db2]"
+    closed = LocalSenders.ANY if port else LocalSenders.TUNNEL_ONLY
+    assert flow_of(f"{{{flow}}}").local_senders is closed
+    assert flow_of(f"{{{flow}}}", defaults="{local_senders: any}").local_senders is LocalSenders.ANY
+
+
 def test_each_key_of_rekey_is_inherited_by_itself() -> None:
     rule = rekey_of("{after: 30m}", defaults="{after: 2h, bytes: 1GiB, jitter: 0%}")
     assert rule == RekeyRule(

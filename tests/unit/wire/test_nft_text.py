@@ -177,6 +177,15 @@ def test_anybody_may_send_where_the_flow_says_so() -> None:
     assert "counter local_injection.overlay" not in table
 
 
+def test_what_the_kernel_sends_from_its_own_sockets_no_program_sends() -> None:
+    table = guard_ruleset(guard_of(kind=Kind.ROCEV2, ports=(4791,)))[INET_TABLE]
+    to_peer, drop = "udp dport 4791 ip daddr @peers4.overlay", "local_injection.overlay"
+    assert table["chain output"][1] == (
+        f'{to_peer} meta skuid != 4294967295 counter name "{drop}" drop'
+    )
+    assert not any("local_injection" in rule for rule in table["chain postrouting"])
+
+
 @pytest.mark.parametrize(
     ("mark", "statement"),
     [
@@ -189,9 +198,24 @@ def test_a_device_sets_the_bits_of_the_mask_and_no_other(mark: Mark, statement: 
     assert guard_ruleset(Guard((), (device,), mark))[NETDEV_TABLE] == {
         "chain mark.7": (
             'type filter hook egress device "vx0" priority 300; policy accept;',
-            statement,
+            f"oif 7 {statement}",
         )
     }
+
+
+def test_a_listing_names_the_device_that_a_rule_asks_for_by_number() -> None:
+    want = guard_ruleset(Guard((), (TunnelDevice("vx0", 7, Kind.VXLAN, 4789),), Mark(1, 1)))
+    listing = (
+        "table netdev tunsec {\n\tchain mark.7 {\n"
+        '\t\ttype filter hook egress device "vx0" priority 300; policy accept;\n'
+        '\t\toif "NAME" meta mark set meta mark | 0x00000001\n\t}\n}\ntable inet tunsec {\n'
+    )
+    inet = "".join(
+        f"{block} {{\n{chr(10).join(lines)}\n}}\n" for block, lines in want[INET_TABLE].items()
+    )
+    for name, found in (("vx0", ()), ("vx1", ("netdev tunsec: chain mark.7 was changed",))):
+        text = listing.replace("NAME", name) + inet + "}\n"
+        assert differences(want, parse_listing(text)) == found
 
 
 def test_what_the_guard_cannot_express_is_an_error() -> None:
@@ -251,7 +275,10 @@ def tenants(**changes: object) -> Guard:
 def marking(guard: Guard) -> dict[str, str]:
     """What the egress of each device does."""
     table = guard_ruleset(guard)[NETDEV_TABLE]
-    return {name: table[f"chain mark.{one.ifindex}"][1] for name, one in DEVICES.items()}
+    return {
+        name: table[f"chain mark.{one.ifindex}"][1].removeprefix(f"oif {one.ifindex} ")
+        for name, one in DEVICES.items()
+    }
 
 
 def test_a_device_marks_for_its_tenant_and_all_else_is_nobodys() -> None:

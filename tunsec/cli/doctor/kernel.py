@@ -40,6 +40,7 @@ from tunsec.wire.rtnl import OVERLAY_KINDS
 KERNEL: Final = Group.KERNEL
 ENDS: Final = {4: ("192.0.2.1", "192.0.2.2"), 6: ("2001:db8::1", "2001:db8::2")}
 VXLAN_PORT: Final = 4789
+ROCE_PORT: Final = 4791
 FAR_BEHIND: Final = 0.5
 """Of the fastest AEAD's speed."""
 NET_SETTINGS: Final = Path("/proc/sys/net")
@@ -249,10 +250,11 @@ def check_guard() -> Finding:
         tunnel_only=True,
         strangers_blocked=True,
     )
+    sockets = replace(flow, flow=FlowName("sockets"), kind=Kind.ROCEV2, ports=(ROCE_PORT,))
     devices = (TunnelDevice("lo", 1, Kind.VXLAN, VXLAN_PORT),)
     try:
         table = NftGuard()
-        table.put(Guard((flow,), devices, Mark(1 << 31, 1 << 31)))
+        table.put(Guard((flow, sockets), devices, Mark(1 << 31, 1 << 31)))
         table.remove()
     except Unavailable as error:
         return problem(
