@@ -29,8 +29,8 @@ from tunsec.model.flow import Keying
 from tunsec_lab.pile_up import assert_nothing_piled_up, piled_up
 
 TROUBLED: Final = Ring(rate=20.0)
-CALM: Final = Ring(rate=1 / 60)
-"""Packets a second of each host, the third of a second of computing an hour."""
+CALM: Final = Ring(rate=1 / 300)
+"""Packets a second of each host: a dozen for each key."""
 LOOK_EVERY: Final = 5.0
 """Seconds between two looks whether a trouble is over: each look is half a second of computing."""
 IKE: Final = "  {dead_after: 1h}\n"
