@@ -208,16 +208,14 @@ def live(
 ) -> Life:
     """So many days of the diary of a seed, from the `first`; ends at the first fault."""
     life = Life(seed)
-    house: House | None = None
     ca_days = days + MORE_CA_DAYS
-    try:
-        with watched_stage(Keying.IKE, TROUBLED, life, ca_days=ca_days) as stage:
-            house = House(stage, life, known, tell)
+    with watched_stage(Keying.IKE, TROUBLED, life, ca_days=ca_days) as stage:
+        house = House(stage, life, known, tell)
+        hosts = len(stage.hosts)
+        try:
             house.move_in()
-            hosts = len(stage.hosts)
             for number in range(first, first + days):
                 house.live(day(number, seed=seed, hosts=hosts, known=known, troubles=troubles))
-    except Exception as error:  # noqa: BLE001 - the seed and the time go with whatever it is
-        when = house.when if house is not None else "before all"
-        life.faults.append(f"seed {seed}, {when}: {type(error).__name__}: {error}")
+        except Exception as error:  # noqa: BLE001 - the seed and the time go with whatever it is
+            life.faults.append(f"seed {seed}, {house.when}: {type(error).__name__}: {error}")
     return life
