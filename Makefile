@@ -23,7 +23,7 @@ failover: ## everything that can break, both keyings; docs/failover.md's table (
 	@netns-lab/lab exec --cpus 2 --timeout 90m --mount docs:/docs -- \
 		python3 -m scenarios.failover --page /docs/failover.md $(ARGS)
 
-test: ## lint, types, unit, sim, lab, lab-ike and lab-virtual, each whatever became of the others
+test: ## lint, types, unit, sim, lab, lab-ike, lab-kinds and lab-virtual, each whatever became of the others
 	@$(stage)
 
 setup: ## make ready what test and demo need
@@ -41,8 +41,8 @@ unit: ## unit and property tests, the import law
 sim: ## whole clusters from seeds
 	@$(stage) sim
 
-lab: ## tests on the lab's kernel, and with charon
-	@$(stage) lab lab-ike
+lab: ## tests on the lab's kernel, with charon, and of all kinds of flow
+	@$(stage) lab lab-ike lab-kinds
 
 lab-long: ## the lab's tests that wait long: frozen and crashed charons, moves between keyings
 	@$(stage) lab-long

@@ -39,17 +39,22 @@ ELSEWHERE: Final = ("tests/lab", "tests/sim", "tests/contract/test_kernel_xfrm.p
 """What has a stage of its own, or needs a kernel that few hosts have."""
 WITH_CHARON: Final = (
     "tests/lab/ike",
-    "tests/lab/test_all_kinds.py",
+    "tests/lab/test_failover.py",
     "tests/lab/test_ike_refusals.py",
-    "tests/lab/test_kinds.py",
     "tests/lab/test_mixed_keyings.py",
-    "tests/lab/test_rds.py",
-    "tests/lab/test_roce.py",
     "tests/lab/test_service_address.py",
-    "tests/lab/test_tenants.py",
     "tests/lab/test_vxlan_ike.py",
 )
-"""What has a guest of its own: half of the lab's time."""
+OF_KINDS: Final = (
+    "tests/lab/test_all_kinds.py",
+    "tests/lab/test_kinds.py",
+    "tests/lab/test_path_mtu.py",
+    "tests/lab/test_rds.py",
+    "tests/lab/test_roce.py",
+    "tests/lab/test_tenants.py",
+    "tests/lab/test_tenants_external.py",
+)
+"""These and those have guests of their own: a third of the lab's time each."""
 FOR_LESSER_KERNELS: Final = "cannot_measure"
 """Tests of what a kernel lacks: the lab's lacks nothing, and skips nothing."""
 
@@ -112,13 +117,14 @@ STAGES: Final = {
             "lab",
             (
                 quick_in_lab(
-                    *(f"--ignore={path}" for path in WITH_CHARON),
+                    *(f"--ignore={path}" for path in (*WITH_CHARON, *OF_KINDS)),
                     *("tests/lab", "tests/contract", "tests/unit/adapters"),
                 ),
             ),
             needs="build",
         ),
         Stage("lab-ike", (quick_in_lab(*WITH_CHARON),), needs="build"),
+        Stage("lab-kinds", (quick_in_lab(*OF_KINDS),), needs="build"),
         Stage(
             "lab-long",
             (
@@ -132,8 +138,8 @@ STAGES: Final = {
 }
 
 SIDE_BY_SIDE: Final = (("lint", "types", "unit", "sim"), ("build", "lab-virtual"))
-AFTERWARDS: Final = (("lab",), ("lab-ike",))
-"""They count lost packets and mostly wait: two guests, and no computing beside them."""
+AFTERWARDS: Final = (("lab",), ("lab-ike",), ("lab-kinds",))
+"""They count lost packets and mostly wait: three guests, and no computing beside them."""
 
 
 @dataclass

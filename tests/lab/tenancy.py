@@ -6,16 +6,21 @@ from dataclasses import replace
 
 from tunsec_lab.host import Host
 from tunsec_lab.namespaces import inside
-from tunsec_lab.topology import Family, Topology, load_topology
+from tunsec_lab.topology import Family, OverlayKind, Topology, load_topology
 
 OTHERS_BIT = 0x4000
 """A bit of the mark that is not tunsec's, whatever its range in these tests."""
 
 
-def tenants_over(family: Family) -> Topology:
-    """The topology `tenants` with its networks over one family of the underlay."""
+PORTS = {OverlayKind.VXLAN: 4789, OverlayKind.GENEVE: 6081}
+
+
+def tenants_over(family: Family, kind: OverlayKind) -> Topology:
+    """The topology `tenants` with its networks of one kind, over one family of the underlay."""
     found = load_topology("tenants")
-    overlays = tuple(replace(overlay, family=family) for overlay in found.overlays)
+    overlays = tuple(
+        replace(overlay, family=family, kind=kind, port=PORTS[kind]) for overlay in found.overlays
+    )
     return replace(found, overlays=overlays)
 
 
@@ -91,11 +96,12 @@ def packets(listing: str) -> int:
 def watch_others_bit(host: Host) -> None:
     """Counts tunnel packets, sent and received, that bear a bit of somebody else; sets it on what
     comes by ESP."""
+    tunnels = f"udp dport {{ {', '.join(map(str, PORTS.values()))} }}"
     bit = f"meta mark & 0xffff == {OTHERS_BIT:#x} counter name"
     host.nft(
         "table inet others { counter sent { }; counter came { };"
         f"chain decrypting {{ type filter hook prerouting priority -400; meta l4proto esp "
         f"meta mark set {OTHERS_BIT:#x}; }};"
-        f"chain sending {{ type filter hook output priority 0; udp dport 4789 {bit} sent; }};"
-        f"chain taking {{ type filter hook input priority 0; udp dport 4789 {bit} came; }}; }};"
+        f"chain sending {{ type filter hook output priority 0; {tunnels} {bit} sent; }};"
+        f"chain taking {{ type filter hook input priority 0; {tunnels} {bit} came; }}; }};"
     )

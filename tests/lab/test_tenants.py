@@ -15,10 +15,10 @@ from tunsec_lab.cluster import Cluster
 from tunsec_lab.host import Host, Lab
 from tunsec_lab.namespaces import ip
 from tunsec_lab.probe import Probe
-from tunsec_lab.topology import Family
+from tunsec_lab.topology import Family, OverlayKind
 
 pytestmark = pytest.mark.needs(
-    "esp-ipv4", "esp-ipv6", "esn", "vxlan", "bridge", "nft-inet", "nft-netdev-egress"
+    "esp-ipv4", "esp-ipv6", "esn", "vxlan", "geneve", "bridge", "nft-inet", "nft-netdev-egress"
 )
 
 TENANTS = "red: 41, blue: 42"
@@ -28,16 +28,17 @@ NETWORKS = ("red", "blue", "grey")
 
 
 @pytest.fixture
-def lab(family: Family) -> Iterator[Lab]:
+def lab(family: Family, kind: OverlayKind) -> Iterator[Lab]:
     """Two hosts with three networks, two of which are tenants'; devices are down."""
-    with Lab(tenancy.tenants_over(family), overlays_up=False) as made:
+    with Lab(tenancy.tenants_over(family, kind), overlays_up=False) as made:
         yield made
 
 
 def policy(cluster: Cluster, family: Family, *, tenants: str = TENANTS, others: str = "") -> str:
     """A policy for both hosts with these tenants; `others` is what becomes of further VNIs."""
     rest = f", other_tenants: {others}" if others else ""
-    flow = f"  overlay: {{kind: vxlan, between: all, tenants: {{{tenants}}}{rest}}}\n"
+    kind = cluster.lab.topology.overlays[0].kind
+    flow = f"  overlay: {{kind: {kind}, between: all, tenants: {{{tenants}}}{rest}}}\n"
     return MARKS[family] + cluster.policy(flows=flow)
 
 
@@ -122,12 +123,13 @@ def crossed(cluster: Cluster, host: Host) -> int:
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(
-    ("family", "keying"),
+    ("family", "keying", "kind"),
     [
-        (Family.IPV4, "directory"),
-        (Family.IPV6, "ike"),
-        pytest.param(Family.IPV4, "ike", marks=pytest.mark.long),
-        pytest.param(Family.IPV6, "directory", marks=pytest.mark.long),
+        (Family.IPV4, "directory", OverlayKind.VXLAN),
+        (Family.IPV6, "ike", OverlayKind.GENEVE),
+        pytest.param(Family.IPV4, "ike", OverlayKind.VXLAN, marks=pytest.mark.long),
+        pytest.param(Family.IPV6, "directory", OverlayKind.VXLAN, marks=pytest.mark.long),
+        pytest.param(Family.IPV4, "directory", OverlayKind.GENEVE, marks=pytest.mark.long),
     ],
 )
 def test_each_tenant_has_keys_of_its_own(lab: Lab, family: Family, keying: str) -> None:
@@ -239,7 +241,7 @@ def behind(host: Host, *, link: str, own: str, other: str = "") -> Iterator[Host
         ip(f"netns del {name}")
 
 
-@pytest.mark.parametrize("family", [Family.IPV4], ids=str)
+@pytest.mark.parametrize(("family", "kind"), [(Family.IPV4, OverlayKind.VXLAN)])
 def test_bridged_and_routed_traffic_and_more_tenants_under_load(lab: Lab, family: Family) -> None:
     a, b = lab.hosts.values()
     with watched(lab) as watch:

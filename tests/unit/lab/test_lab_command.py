@@ -3,6 +3,7 @@
 import argparse
 import os
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tunsec_lab import cli
-from tunsec_lab.boot import EXIT_LAB_FAILED, GuestRun, Mount, memory_folder
+from tunsec_lab.boot import EXIT_LAB_FAILED, GuestRun, Mount, Stopped, Watch, memory_folder
 from tunsec_lab.cache import Cache, Progress, Stages, cache_root, digest, remove_tree
 from tunsec_lab.children import child, run_to_end
 from tunsec_lab.errors import LabError
@@ -270,6 +271,41 @@ def test_read_only_folders_are_removed_too(tmp_path: Path) -> None:
     locked.chmod(0o500)
     remove_tree(tmp_path / "tree")
     assert not (tmp_path / "tree").exists()
+
+
+# -- the end of a run ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("number", "reason", "status"),
+    [
+        (None, "timeout after 0.2 s", 124),
+        (signal.SIGINT, "stopped by SIGINT", 130),
+        (signal.SIGTERM, "stopped by SIGTERM", 143),
+    ],
+)
+def test_a_timeout_or_a_signal_ends_all_that_runs_and_says_so(
+    number: signal.Signals | None, reason: str, status: int
+) -> None:
+    """An ordinary process with a child stands for the guest, which is one."""
+    read_end, write_end = os.pipe()
+    guest = subprocess.Popen(
+        ["sh", "-c", "sleep 1000 & sleep 1000"], stdout=write_end, start_new_session=True
+    )
+    os.close(write_end)
+    watched, still_held = os.dup(read_end), read_end
+
+    def wait_for_the_end() -> None:
+        with Watch(guest, 0.2 if number is None else 60.0) as watch:
+            if number is not None:
+                os.kill(os.getpid(), number)
+            watch.until_gone({watched: bytearray()})
+
+    with pytest.raises(Stopped, match=reason) as stopped:
+        wait_for_the_end()
+    assert stopped.value.status == status
+    with os.fdopen(still_held, "rb") as output:
+        assert output.read() == b"", "the end of the stream: nobody is left who could write"
 
 
 # -- programs of the builder --------------------------------------------------------------------
