@@ -76,13 +76,14 @@ class ChildFact(StrEnum):
 
     PINNED = "our SPs pin its outbound SA"
     SUCCEEDED = "another one of its sender took over"
-    LEFT = "our SPs pin another one; it is the peer's to end"
+    LEFT = "our SPs pin another one, and the peer ends this one"
     IDLE = "nothing comes in on it any more"
     LOST = "an SA of it left the kernel, or cannot be pinned"
 
 
 CHILD: Final = Table(
     "CHILD_SA",
+    ChildState.INSTALLED,
     {
         (ChildState.INSTALLED, ChildFact.PINNED): ChildState.ACTIVE,
         (ChildState.INSTALLED, ChildFact.SUCCEEDED): ChildState.REKEYED,
@@ -123,7 +124,7 @@ class HeldChild:
     spi_out: Spi
     aead: Aead | None
     since: Instant
-    state: ChildState = ChildState.INSTALLED
+    state: ChildState = CHILD.first
     heard: bool = False
     """Something has come in on it, so the peer has its SAs too."""
     check_at: Instant | None = None

@@ -124,6 +124,7 @@ class IkeState:
     first: bool
     """This host makes the first IKE_SA."""
     reauth_after: Seconds | None = None
+    list_every: Seconds = LIST_EVERY
     flows: Mapping[ChildId, IkeFlow] = field(default_factory=dict)
     ikes: Mapping[int, KnownIke] = field(default_factory=dict)
     ready: bool = False
@@ -465,7 +466,7 @@ def _listed(
     state = replace(
         state,
         listed=True,
-        list_at=state.list_at or _after(now, LIST_EVERY),
+        list_at=state.list_at or _after(now, state.list_every),
         ikes={ike.id: _seen_ike(state, ike, now) for ike in event.ikes}
         | {key: ike for key, ike in state.ikes.items() if ike.since >= began},
     )
