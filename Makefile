@@ -7,7 +7,7 @@ export PYTHON
 venv = $$(.ci/venv)
 stage = venv=$(venv) && VENV_PYTHON=$$venv/bin/python $(PYTHON) tests/stages.py
 
-.PHONY: help demo failover test setup lint types unit sim lab lab-long lab-virtual week bench \
+.PHONY: help demo failover test setup lint types unit sim soak lab lab-long lab-virtual week year bench \
 	bench-peers clean
 .NOTPARALLEL:
 
@@ -41,6 +41,10 @@ unit: ## unit and property tests, the import law
 sim: ## whole clusters from seeds
 	@$(stage) sim
 
+FOR ?= 10m
+soak: ## whole clusters from seeds that no run has seen, for as long as asked (FOR=10m)
+	@venv=$(venv) && $$venv/bin/python -m tests.sim.soak --for $(FOR) $(ARGS)
+
 lab: ## tests on the lab's kernel, with charon, and of all kinds of flow
 	@$(stage) lab lab-ike lab-kinds
 
@@ -53,6 +57,10 @@ lab-virtual: ## days of operation in virtual time
 week: ## a week by IKE in virtual time: about seven minutes
 	@netns-lab/lab exec --clock virtual --timeout 60m --env TUNSEC_LAB_DAYS=7 -- \
 		python3 -m pytest tests/lab/test_virtual_week.py -s
+
+year: ## three hosts through 365 days of troubles, in virtual time (ARGS="--seed 2 --from 41 ...")
+	@netns-lab/lab exec --clock virtual --memory 4G --timeout 24h -- \
+		python3 -m scenarios.year $(ARGS)
 
 bench: ## XFRM programming beside `ip -batch` and ready-made bytes
 	@mkdir -p bench-results

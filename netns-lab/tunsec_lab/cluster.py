@@ -33,7 +33,8 @@ class Cluster:
     """Daemons of a lab. Hosts bear the same names in the lab and in the policy.
 
     `flows` is the `flows:` part of the policy as YAML, `defaults` its `defaults:`, `ike` its
-    `ike:`, `services` its `service_addresses:`. The CA and what it issued are `age` seconds old.
+    `ike:`, `services` its `service_addresses:`. The CA and what it issued are `age` seconds old;
+    the CA lasts `ca_days`. `look_every` is how often daemons read all that the kernel holds.
     `charons` are those that were started, by host.
     """
 
@@ -43,6 +44,8 @@ class Cluster:
     ike: str = "  {}\n"
     services: str = "  {}\n"
     age: float = 0.0
+    ca_days: int = 60
+    look_every: str = "5m"
     daemons: dict[str, Process] = field(default_factory=dict)
     charons: dict[str, LabCharon] = field(default_factory=dict)
 
@@ -53,7 +56,7 @@ class Cluster:
         now = WallTime(time.time() - self.age)
         (self.folder / "identity").mkdir()
         ca = self.folder / "ca"
-        ca_files.init(ca, name="lab", days=60, kind=KeyType.ED25519, wall_now=now)
+        ca_files.init(ca, name="lab", days=self.ca_days, kind=KeyType.ED25519, wall_now=now)
         authority = ca_files.load(ca, wall_now=now)
         for host in self.lab.hosts.values():
             ca_files.issue_to(
@@ -117,6 +120,7 @@ class Cluster:
                 *("--identity", self.identity(host)),
                 *("--directory", self.directory.as_uri()),
                 *("--charon", LabCharon(host).url),
+                *("--look-every", self.look_every),
                 *("--run", host.run_dir),
                 *("--state", host.state_dir),
                 *options,

@@ -1,4 +1,4 @@
-"""Days in virtual time: VXLAN by IKE, real charons, rekeys as by default, a probe a second.
+"""Days in virtual time: VXLAN by IKE, real charons, rekeys as by default, a probe every 5 s.
 
 TUNSEC_LAB_DAYS says how many; a week takes minutes of computing:
 
@@ -30,7 +30,9 @@ overlays:
 """
 """One pair of addresses, so one IKE_SA: a second one would cost half as much computing again."""
 DAYS = int(os.environ.get("TUNSEC_LAB_DAYS", "1"))
-PROBES = DAYS * 86_400
+RATE = 0.2
+"""Packets a second: with one a second they would be half of the computing."""
+PROBES = round(DAYS * 86_400 * RATE)
 CHILD_REKEYS = DAYS * 24
 """At least, of each sender: an hour each, and a little early by the jitter."""
 IKE_REKEYS = DAYS * 6
@@ -58,11 +60,11 @@ def test_days_of_rekeys_by_ike_lose_leak_and_leave_nothing() -> None:
             cluster.start_all()
             for host in (a, b):
                 host.raise_overlays()
-            with Probe(a, b, to=red, rate=1, count=2 * 3600) as warm:
+            with Probe(a, b, to=red, rate=RATE, count=round(2 * 3600 * RATE)) as warm:
                 warm.wait()
             assert warm.report.lost == 0
             early = leftovers(cluster)
-            with Probe(a, b, to=red, rate=1, count=PROBES) as probe:
+            with Probe(a, b, to=red, rate=RATE, count=PROBES) as probe:
                 probe.wait()
             late = leftovers(cluster)
             watch.assert_closed()

@@ -77,9 +77,11 @@ def policy(
     dead_after: str = "never",
     tenants: int = 0,
     others: str = "blocked",
+    circle: int = 0,
 ) -> Intent:
     """A cluster of `hosts` with VXLAN flows between all of them, on ports 4789, 4790, ...; the
-    first `by_ike` of them keyed by IKE. Each has so many `tenants`, and says so of `others`.
+    first `by_ike` of them keyed by IKE. Each has so many `tenants`, and says so of `others`. With
+    a `circle`, each flow is between so many hosts alone: the last of one is the first of the next.
 
     `soft_packets` and `ike_rekey` may be lower than the language allows, so that few probes and
     little time reach them.
@@ -92,13 +94,18 @@ def policy(
         )
     limit = "" if hard is None else f", hard: {hard}"
     lines += ["defaults:", f"  rekey: {{after: {after}{limit}}}", "flows:"]
-    keying = ["ike"] * by_ike + ["directory"] * (flows - by_ike)
+    between = ["all"] * flows
+    if circle:
+        names = [f"h{number}" for number in range(hosts)]
+        circles = (names[at : at + circle] for at in range(0, hosts - 1, circle - 1))
+        between = [f"[{', '.join(one)}]" for one in circles]
+    keying = ["ike"] * by_ike + ["directory"] * (len(between) - by_ike)
     vnis = ", ".join(f"t{number}: {41 + number}" for number in range(tenants))
     named = f", tenants: {{{vnis}}}, other_tenants: {others}" if tenants else ""
     lines += [
         f"  overlay{number}: "
-        f"{{kind: vxlan, between: all, port: {4789 + number}, keying: {word}{named}}}"
-        for number, word in enumerate(keying)
+        f"{{kind: vxlan, between: {among}, port: {4789 + number}, keying: {word}{named}}}"
+        for number, (among, word) in enumerate(zip(between, keying, strict=True))
     ]
     lines += ["ike:", f"  dead_after: {dead_after}"]
     intent = parse_policy("\n".join(lines) + "\n", "sim.yaml")

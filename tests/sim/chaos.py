@@ -1,12 +1,14 @@
 """Random trouble for a world: everything that may go wrong, chosen by the seed."""
 
 import functools
+import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from tests.sim.cast import without_flows
 from tests.sim.host import SimHost
 from tests.sim.laws import opened_by_others
+from tests.sim.script import Script
 from tests.sim.strangers import move_in
 from tests.sim.world import Probe, World
 from tunsec.model.ownership import is_our_sa, is_our_sp
@@ -20,24 +22,28 @@ class Chaos:
     """Strikes a world again and again, then lets it heal."""
 
     world: World
+    script: Script
+    dice: random.Random = field(default_factory=random.Random)
+    """Of the strike that falls: what it does follows from its number alone."""
     probes: Probe = field(default_factory=Probe)
     _dead_for_long: set[str] = field(default_factory=set)
     _busy: bool = True
 
-    def strike_for(self, span: float) -> None:
-        """Faults at random instants for `span` seconds, under packets."""
+    def begin(self) -> None:
+        """From now on there is trouble, under packets."""
         world = self.world
         faults = world.directory.faults
         faults.longest_delay = world.dice.choice([0.01, 0.05, 0.3])
+        faults.lose = world.dice.choice([0.0, 0.0, 0.2])
         faults.repeat = world.dice.choice([0.0, 0.2])
         faults.replay_old = world.dice.choice([0.0, 0.1])
         faults.fail = world.dice.choice([0.0, 0.1])
         world.lose_events = world.dice.choice([0.0, 0.1])
-        world.longest_trip = world.dice.choice([0.001, 0.02])
-        at = 0.0
-        while at < span:
-            at += world.dice.expovariate(1.2)
-            world.later(at, self._strike)
+        world.wire.longest_trip = world.dice.choice([0.001, 0.02])
+        world.wire.lose = world.dice.choice([0.0, 0.1])
+        world.wire.repeat = world.dice.choice([0.0, 0.1])
+        for number, at in self.script.struck.items():
+            world.later(at, functools.partial(self._strike, number))
         self._send_now_and_then(world.dice.choice([0.05, 0.2]))
 
     def heal(self) -> None:
@@ -45,17 +51,18 @@ class Chaos:
         world = self.world
         self._busy = False
         faults = world.directory.faults
-        faults.fail = faults.replay_old = 0.0
+        faults.fail = faults.replay_old = faults.lose = 0.0
+        faults.full = False
         world.lose_events = 0.0
         world.skew.clear()
         world.directory.cut_off.clear()
         world.directory_back()
-        world.cut_off.clear()
+        world.wire.mend()
         world.charons.heal()
         for host in world.hosts.values():
             host.crash_in = None
             host.dies_unanswered = False
-            host.held_down = False
+            host.held_down = host.disk_full = False
             host.kernel.silent = False
             world.start(host)
 
@@ -69,12 +76,13 @@ class Chaos:
         pause = self.world.dice.uniform(0.0, longest_pause)
         self.world.later(pause, lambda: self._send_now_and_then(longest_pause))
 
-    def _strike(self) -> None:
+    def _strike(self, number: int) -> None:
         if not self._busy:
             return
-        host = self.world.dice.choice(list(self.world.hosts.values()))
+        self.dice = self.script.dice_of(number)
+        host = self.dice.choice(list(self.world.hosts.values()))
         strikes = self.strikes()
-        [(_, strike)] = self.world.dice.choices(strikes, [weight for weight, _ in strikes])
+        [(_, strike)] = self.dice.choices(strikes, [weight for weight, _ in strikes])
         strike(host)
 
     def strikes(self) -> list[tuple[int, Callable[[SimHost], None]]]:
@@ -87,6 +95,9 @@ class Chaos:
             (2, self._reboot),
             (2, self._directory_away),
             (1, self._cut_off),
+            (2, self._partition),
+            (1, self._directory_full),
+            (2, self._disk_full),
             (2, self._remove_an_sa),
             (2, self._remove_an_sp),
             (1, self._flush_sas),
@@ -102,14 +113,14 @@ class Chaos:
     # Daemons and hosts
 
     def _again(self, host: SimHost) -> None:
-        self.world.start_later(host, self.world.dice.uniform(0.0, 3.0))
+        self.world.start_later(host, self.dice.uniform(0.0, 3.0))
 
     def _crash(self, host: SimHost) -> None:
         self.world.crash(host)
         self._again(host)
 
     def _crash_in_the_middle(self, host: SimHost) -> None:
-        host.crash_in = self.world.dice.randint(0, 12)
+        host.crash_in = self.dice.randint(0, 12)
         for attempt in range(8):
             self.world.start_later(host, 0.5 + attempt)
 
@@ -138,10 +149,10 @@ class Chaos:
 
         self.world.laws.excuse(sa_id for sa_id, _ in kernel.all_sas())
 
-        self.world.later(self.world.dice.uniform(0.0, 0.5), answers)
+        self.world.later(self.dice.uniform(0.0, 0.5), answers)
 
     def _clock_jumps(self, host: SimHost) -> None:
-        span = self.world.dice.choice([-86_400.0, -3.0, 0.0, 3.0, 30.0, 86_400.0])
+        span = self.dice.choice([-86_400.0, -3.0, 0.0, 3.0, 30.0, 86_400.0])
         self.world.skew[host.name] = span
         self.world.tell(f"{host.name}: the clock is set {span:+.0f} s off")
 
@@ -149,7 +160,7 @@ class Chaos:
 
     def _directory_away(self, _: SimHost) -> None:
         if not self.world.directory.away:
-            self.world.directory_away(self.world.dice.choice([0.5, 2.0, 5.0, 20.0]))
+            self.world.directory_away(self.dice.choice([0.5, 2.0, 5.0, 20.0]))
 
     def _cut_off(self, host: SimHost) -> None:
         world = self.world
@@ -160,7 +171,46 @@ class Chaos:
             world.directory.cut_off.discard(host.name)
             world.tell(f"{host.name} reaches the directory")
 
-        world.later(world.dice.uniform(0.5, 6.0), joins)
+        world.later(self.dice.uniform(0.5, 6.0), joins)
+
+    def _directory_full(self, _: SimHost) -> None:
+        world, faults = self.world, self.world.directory.faults
+        world.tell("directory has no room")
+        faults.full = True
+
+        def has_room() -> None:
+            faults.full = False
+            world.tell("directory has room")
+
+        world.later(self.dice.uniform(0.5, 6.0), has_room)
+
+    # The wire and the disk
+
+    def _partition(self, _: SimHost) -> None:
+        """The cluster is cut in two, and one side from the directory."""
+        world = self.world
+        names = list(world.hosts)
+        side = frozenset(self.dice.sample(names, self.dice.randint(1, len(names) - 1)))
+        world.tell(f"{', '.join(sorted(side))} and the directory are parted from the others")
+        away = world.hosts.keys() - side
+        world.wire.side = side
+        world.directory.cut_off |= away
+
+        def joins() -> None:
+            world.tell("the two sides join")
+            world.wire.side = frozenset()
+            world.directory.cut_off -= away
+
+        world.later(self.dice.choice([0.3, 1.0, 3.0, 6.0]), joins)
+
+    def _disk_full(self, host: SimHost) -> None:
+        self.world.tell(f"the disk of {host.name} is full")
+        host.disk_full = True
+
+        def has_room() -> None:
+            host.disk_full = False
+
+        self.world.later(self.dice.choice([0.5, 3.0, 8.0]), has_room)
 
     # The admin's hand, and other programs
 
@@ -171,14 +221,14 @@ class Chaos:
     def _remove_an_sa(self, host: SimHost) -> None:
         ours = [sa_id for sa_id, sa in host.kernel.all_sas() if is_our_sa(sa)]
         if ours:
-            victim = self.world.dice.choice(ours)
+            victim = self.dice.choice(ours)
             self._by_hand(host, f"SA {victim} removed", [victim])
             host.kernel.by_hand(RemoveSa(victim))
 
     def _remove_an_sp(self, host: SimHost) -> None:
         ours = [sp for sp in host.kernel.spd() if is_our_sp(sp)]
         if ours and self._two_layers(host):
-            victim = self.world.dice.choice(ours)
+            victim = self.dice.choice(ours)
             self._by_hand(host, f"SP {victim} removed")
             host.tampered = True
             host.kernel.by_hand(RemoveSp(victim))
@@ -216,10 +266,10 @@ class Chaos:
         """A new policy for all, that each host gets at its own time."""
         world = self.world
         names = [flow.name for flow in world.intent.flows]
-        gone = world.dice.sample(names, world.dice.randint(0, len(names)))
+        gone = self.dice.sample(names, self.dice.randint(0, len(names)))
         intent = without_flows(world.intent, gone)
         for host in world.hosts.values():
-            delay = world.dice.uniform(0.0, 1.5)
+            delay = self.dice.uniform(0.0, 1.5)
             world.later(delay, functools.partial(self._apply, host, intent))
 
     def _apply(self, host: SimHost, intent: Intent) -> None:
@@ -228,7 +278,7 @@ class Chaos:
 
     def _release(self, host: SimHost) -> None:
         names = [flow.name for flow in self.world.intent.flows]
-        self.world.release(host, self.world.dice.choice([None, *names]))
+        self.world.release(host, self.dice.choice([None, *names]))
 
     def _stranger(self, host: SimHost) -> None:
         if not any(not is_our_sp(sp) for sp in host.kernel.spd()):

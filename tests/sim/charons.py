@@ -45,7 +45,7 @@ class Charons:
         self._owners |= dict.fromkeys(addresses, host.name)
 
     def _cut_off(self, src: Address, dst: Address) -> bool:
-        return not self._world.cut_off.isdisjoint((self._owners[src], self._owners[dst]))
+        return self._world.wire.parted(self._owners[src], self._owners[dst])
 
     def crash(self, host: "SimHost") -> None:
         """kill -9."""

@@ -9,6 +9,9 @@ from tunsec.model.clock import Instant
 from tunsec.model.errors import Unavailable
 from tunsec.ports import Record
 
+POLL_AFTER = 2.0
+"""Seconds between two looks at the whole directory by who is not told (adapters/dir_file.py)."""
+
 Later = Callable[[float, Callable[[], None]], None]
 
 
@@ -17,9 +20,13 @@ class DirectoryFaults:
     """How bad the directory is; spans in seconds, chances in 0..1."""
 
     longest_delay: float = 0.05
+    lose: float = 0.0
+    """That a reader is not told, and finds what is new when it looks by itself."""
     repeat: float = 0.0
     replay_old: float = 0.0
     fail: float = 0.0
+    full: bool = False
+    """There is no room: nothing is written, and what is there can be read."""
 
 
 @dataclass(slots=True)
@@ -92,8 +99,9 @@ class Directory:
 
         def land() -> None:
             unreachable = self.away or author in self.cut_off
-            failed = unreachable or self.dice.random() < self.faults.fail
-            if not failed or (not unreachable and self.dice.random() < 0.5):
+            refused = unreachable or self.faults.full
+            failed = refused or self.dice.random() < self.faults.fail
+            if not failed or (not refused and self.dice.random() < 0.5):
                 act()  # it may land, and its author be told otherwise
             done(Unavailable("the directory is away") if failed else None)
 
@@ -113,12 +121,20 @@ class Directory:
     def _notify(self, name: str, record: Record) -> None:
         if not _concerns(name, record.path):
             return
+        if self.faults.lose and self.dice.random() < self.faults.lose:
+            self.later(self.dice.uniform(0.0, POLL_AFTER), lambda: self._find(name, record.path))
+            return
         times = 2 if self.dice.random() < self.faults.repeat else 1
         for _ in range(times):
             self.later(self._delay(), lambda: self._deliver(name, record))
         if self.dice.random() < self.faults.replay_old:
             old = self.dice.choice(self.history[record.path])
             self.later(self._delay() * 3, lambda: self._deliver(name, Record(record.path, old)))
+
+    def _find(self, name: str, path: str) -> None:
+        body = self.records.get(path)
+        if body is not None:
+            self._deliver(name, Record(path, body))
 
     def _deliver(self, name: str, record: Record) -> None:
         watcher = self.watchers.get(name)

@@ -153,6 +153,8 @@ class SimHost:
     """Kernel steps until the daemon dies."""
     dies_unanswered: bool = False
     """The daemon dies when the directory has written and before it learns so."""
+    disk_full: bool = False
+    """The state folder takes nothing: what a daemon learns dies with it."""
     held_down: bool = False
     """Nobody starts the daemon."""
     on_start: Callable[["SimHost"], None] = lambda host: None

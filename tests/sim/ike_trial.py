@@ -5,21 +5,23 @@ from functools import partial
 
 from tests.sim.cast import QUIET, keyed_by_ike, policy
 from tests.sim.ike_chaos import IkeChaos
+from tests.sim.script import Script
 from tests.sim.strangers import move_in
 from tests.sim.stream import Stream
 from tests.sim.trial import BACK_WITHIN, Stage, play, tenancy
 from tests.sim.world import World
 
 
-def ike_stage(seed: int) -> Stage:
+def ike_stage(script: Script) -> Stage:
     """Two or three hosts, one to three flows, at least one of them by IKE."""
-    dice = random.Random(f"ike stage {seed}")
-    [hosts] = dice.choices([2, 3, 4], [12, 5, 1])
-    flows = dice.choice([1, 2, 3])
+    dice = random.Random(f"ike stage {script.seed}")
+    [drawn] = dice.choices([2, 3, 4], [12, 5, 1])
+    hosts = script.hosts_of(drawn)
+    flows = 1 if script.plain else dice.choice([1, 2, 3])
     by_ike = dice.randint(1, flows)
-    both_families = dice.random() < 0.2
+    both_families = dice.random() < 0.2 and not script.plain
     dead_after = dice.choice(["never", "never", "5s"])
-    tenants, others = tenancy(seed) if hosts < 4 else (0, "blocked")
+    tenants, others = tenancy(script) if hosts < 4 else (0, "blocked")
     return Stage(
         policy(
             hosts,
@@ -48,37 +50,37 @@ def ike_stage(seed: int) -> Stage:
     )
 
 
-def ike_chaos_trial(seed: int) -> World:
+def ike_chaos_trial(script: Script) -> World:
     """Trouble of every kind with charons in it; raises with seed and story when something is
     wrong."""
-    played = ike_stage(seed)
-    dice = random.Random(f"ike trial {seed}")
-    world = World(seed, played.intent, start_within=dice.choice([0.5, 1.0, 6.0]))
+    played = ike_stage(script)
+    dice = random.Random(f"ike trial {script.seed}")
+    world = World(script.seed, played.intent, start_within=dice.choice([0.5, 1.0, 6.0]))
     for host in world.hosts.values():
-        if dice.random() < 0.2:
+        if dice.random() < 0.2 and not script.plain:
             move_in(world, host)
-    play(world, IkeChaos(world), played, dice)
+    play(world, IkeChaos(world, script), played, dice)
     return world
 
 
-def ike_restless_trial(seed: int) -> World:
+def ike_restless_trial(script: Script) -> World:
     """No fault but those that must cost no packet; raises when one is lost."""
-    dice = random.Random(f"ike restless {seed}")
+    dice = random.Random(f"ike restless {script.seed}")
     killed = dice.random() < 0.4
-    flows = dice.choice([1, 2])
+    flows = 1 if script.plain else dice.choice([1, 2])
     intent = policy(
-        dice.choice([2, 2, 3]),
+        script.hosts_of(dice.choice([2, 2, 3])),
         after=QUIET if killed else "2s",
         hard=None if killed else "10m",
         flows=flows,
         by_ike=dice.randint(1, flows),
         ike_rekey=3600.0 if killed else dice.choice([5.0, 3600.0]),
     )
-    world = World(seed, intent)
+    world = World(script.seed, intent)
     world.charons.net.longest_delay = dice.choice([0.005, 0.05])
     world.charons.net.repeat = 0.3
     world.directory.faults.longest_delay = dice.choice([0.02, 0.1])
-    world.longest_trip = dice.choice([0.001, 0.02])
+    world.wire.longest_trip = dice.choice([0.001, 0.02])
     world.run_until(world.protected, BACK_WITHIN)
     stream = Stream(world, pause=0.02)
     stream.start()

@@ -95,6 +95,8 @@ class Held:
     packets: int = 0
     dying: bool = False
     by_others: bool = False
+    shown: Sa | None = None
+    """As it was asked for last: looked at all the time, and mostly as it was."""
 
 
 class FakeKernel:
@@ -159,12 +161,14 @@ class FakeKernel:
         return list(self._sps.values())
 
     def _shown(self, held: Held) -> Sa:
-        usage = Usage(
-            usage_bytes=held.packets * 100,
-            usage_packets=held.packets,
-            added_at=int(EPOCH + held.added_at),
-        )
-        return replace(held.sa, usage=usage)
+        if held.shown is None or held.shown.usage.usage_packets != held.packets:
+            usage = Usage(
+                usage_bytes=held.packets * 100,
+                usage_packets=held.packets,
+                added_at=int(EPOCH + held.added_at),
+            )
+            held.shown = replace(held.sa, usage=usage)
+        return held.shown
 
     def _apply(self, step: Step, *, ours: bool = True) -> Refused | None:
         self.before_step(step)

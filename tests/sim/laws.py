@@ -165,6 +165,13 @@ class Laws:
             if self._owners.get(int(sa.src)) == peer.name and is_our_sa(sa)
         )
 
+    def forgets(self, host: "SimHost") -> None:
+        """A daemon ends that could not write down what it had learnt: its next life knows what the
+        disk took, until the directory tells it the rest."""
+        self._claims = {key: one for key, one in self._claims.items() if key[0] != host.name}
+        for known in host.claims.claims:
+            self._claims[host.name, known.claim.service] = known.claim
+
     def may_open(self, host: "SimHost", scope: Scope) -> None:
         """An admin releases flows."""
         self.may_drop(host, scope)

@@ -165,11 +165,13 @@ class Tcp:
         )
 
         def arrive() -> None:
-            if self._world.cut_off.isdisjoint((host.name, peer.name)) and peer.kernel.receive(sent):
+            parted = self._world.wire.parted(host.name, peer.name)
+            if not parted and peer.kernel.receive(sent):
                 into = Syn(next(self._ids), _other(ends), False, syn.sequence, 0, Spi(sent.spi))
                 self._held(peer, into, sent)
 
-        self._world.later(self._world.dice.uniform(0.0, self._world.longest_trip), arrive)
+        for trip in self._world.wire.trips(self._world.dice):
+            self._world.later(trip, arrive)
 
     def _begins(self, host: "SimHost", syn: Syn, packet: EspPacket) -> None:
         """The other end has taken the SYN; its answer goes back by what it sends on."""

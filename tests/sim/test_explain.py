@@ -11,6 +11,7 @@ from tests.sim.host import SimHost
 from tests.sim.ike_chaos import IkeChaos
 from tests.sim.ike_trial import ike_stage
 from tests.sim.kernel import Packet, same_carrier
+from tests.sim.script import Script
 from tests.sim.strangers import move_in, stand_in_the_way
 from tests.sim.test_moves import apply, finish, other
 from tests.sim.test_stories import Two, quiet
@@ -26,7 +27,6 @@ from tunsec.model.sp import SpAction, SpDirection
 from tunsec.wire.control_explain import EspBody, ExplainBody, Explanation, PacketBody, Verdict
 
 SEEDS = 8
-TROUBLE = 6.0
 SPORT = 49152
 
 
@@ -116,7 +116,8 @@ def test_in_every_trouble(by_ike: bool) -> None:
 
 def trouble(seed: int, *, by_ike: bool) -> set[str]:
     """A cluster in trouble, looked at again and again; the verdicts there were."""
-    played = ike_stage(seed) if by_ike else stage(seed)
+    script = Script(seed)
+    played = ike_stage(script) if by_ike else stage(script)
     dice = random.Random(f"explain {seed}")
     world = World(seed, played.intent)
     for host in world.hosts.values():
@@ -127,10 +128,10 @@ def trouble(seed: int, *, by_ike: bool) -> set[str]:
         child = dice.choice(host.scope.children).id
         opening = dice.random() < 0.5
         stand_in_the_way(world, host, child, direction=SpDirection.OUT, opening=opening)
-    chaos = IkeChaos(world) if by_ike else Chaos(world)
-    chaos.strike_for(TROUBLE)
+    chaos = IkeChaos(world, script) if by_ike else Chaos(world, script)
+    chaos.begin()
     seen: set[str] = set()
-    while world.now < 1000.0 + TROUBLE:
+    while world.now < 1000.0 + script.trouble:
         world.run(dice.uniform(0.05, 0.6))
         seen |= look(world)
     return seen

@@ -10,12 +10,14 @@ from dataclasses import replace
 import pytest
 
 from tests.sim.laws import Broken
+from tests.sim.repertoire import Trial
+from tests.sim.script import Script
 from tests.sim.trial import chaos_trial
-from tests.sim.world import World
 from tunsec.daemon import drift, install, post, reconcile, scope
 from tunsec.daemon.engine import Engine
 from tunsec.daemon.install import Installer
 from tunsec.daemon.post import PostRoom
+from tunsec.keying import ring
 from tunsec.keying.chain import Speaker, Trust
 from tunsec.keying.identity import Identity
 from tunsec.keying.ring import Keyring
@@ -28,7 +30,7 @@ from tunsec.model.clock import Instant
 from tunsec.model.errors import Bug, Refused
 from tunsec.model.names import ConfirmationSeq, HostName, Mark, Spi
 from tunsec.model.ownership import is_our_sa, is_our_sp
-from tunsec.model.record import Confirmation
+from tunsec.model.record import Confirmation, Offer
 from tunsec.model.sa import Sa, SaDirection, SaId
 from tunsec.model.secret import Secret
 from tunsec.model.selector import Selector
@@ -85,6 +87,25 @@ def follows_what_nobody_confirmed(patch: pytest.MonkeyPatch) -> None:
 def makes_an_outbound_key_again(patch: pytest.MonkeyPatch) -> None:
     """A record that is read again is obeyed again."""
     patch.setattr(Installer, "_made_before", lambda self, keyed: None)
+
+
+def reuses_the_keys_of_an_earlier_life(patch: pytest.MonkeyPatch) -> None:
+    """An offer is good until it ends: the next life goes on with it and with what is behind it."""
+    kept: dict[str, tuple[ring._Own, bytes, bytes]] = {}
+    truly = Keyring.make_offer
+
+    def make_offer(self: Keyring, *, private: Secret, **more: object) -> tuple[Offer, bytes]:
+        host = self._identity.host
+        if host in kept and not self._own:
+            own, raw, record = kept[host]
+            self._own[own.offer.sequence] = replace(own, private=Secret(raw))
+            return own.offer, record
+        raw = bytes(private.reveal())
+        offer, record = truly(self, private=private, **more)  # type: ignore[arg-type]
+        kept[host] = self._own[offer.sequence], raw, record
+        return offer, record
+
+    patch.setattr(Keyring, "make_offer", make_offer)
 
 
 def re_adds_from_saved_keys(patch: pytest.MonkeyPatch) -> None:
@@ -341,6 +362,7 @@ FAULTS: dict[Plant, str] = {
     accepts_old_records: "law 2",
     makes_an_outbound_key_again: "law 3",
     re_adds_from_saved_keys: "law 3",
+    reuses_the_keys_of_an_earlier_life: "law 3",
     forgets_to_block: "law 1",
     removes_blocks_on_stop: "law 1",
     removes_blocks_of_flows_that_a_policy_drops: "law 1",
@@ -368,18 +390,16 @@ def test_a_planted_fault_is_caught(plant: Plant) -> None:
     """Some seed breaks the law that the fault offends, and breaks none without the fault."""
     seed, said = first_that_breaks(plant, chaos_trial, SEEDS)
     assert FAULTS[plant] in said.splitlines()[0]
-    chaos_trial(seed)
+    chaos_trial(Script(seed))
 
 
-def first_that_breaks(
-    plant: Plant, trial: Callable[[int], World], seeds: Sequence[int]
-) -> tuple[int, str]:
+def first_that_breaks(plant: Plant, trial: Trial, seeds: Sequence[int]) -> tuple[int, str]:
     """The first seed whose trial breaks a law under a fault, and what was said."""
     for seed in seeds:
         with pytest.MonkeyPatch.context() as patch:
             plant(patch)
             try:
-                trial(seed)
+                trial(Script(seed))
             except (Broken, Bug) as caught:
                 return seed, str(caught)
             except AssertionError:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from tests.sim.ike_trial import ike_chaos_trial
+from tests.sim.script import Script
 from tests.sim.test_planted_faults import Plant, first_that_breaks
 from tunsec.daemon import ike_desk
 from tunsec.daemon.ike_desk import Connection, IkeDesk
@@ -17,7 +18,7 @@ from tunsec.machines.orders import Action
 from tunsec.model.clock import Instant
 from tunsec.model.ike import ConnectionId
 
-SEEDS = range(30)
+SEEDS = range(60)
 
 
 def sends_before_the_answer_has_come(patch: pytest.MonkeyPatch) -> None:
@@ -102,4 +103,4 @@ def test_a_planted_fault_is_caught(plant: Plant) -> None:
     """Some seed breaks the law that the fault offends, and breaks none without the fault."""
     seed, said = first_that_breaks(plant, ike_chaos_trial, SEEDS)
     assert FAULTS[plant] in said.splitlines()[0]
-    ike_chaos_trial(seed)
+    ike_chaos_trial(Script(seed))

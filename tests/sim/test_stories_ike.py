@@ -357,9 +357,9 @@ def test_a_host_that_reboots() -> None:
 @pytest.mark.parametrize("span", [0.5, 3.0, 20.0])
 def test_a_wire_that_is_cut(span: float) -> None:
     two = Two(by_ike(after="4s", hard="10m")).start()
-    two.world.cut_off.add(two.left.name)
+    two.world.wire.cut_off.add(two.left.name)
     two.world.run(span)
-    two.world.cut_off.clear()
+    two.world.wire.cut_off.clear()
     two.world.run(15.0)
     two.protected_within(SOON)
     probe = two.stream.probes[two.child(two.left)]

@@ -1,7 +1,6 @@
 """Stories of a service address: whoever has it, its peers have SAs with the one owner whose claim
 is the newest, and with nobody while that is open. Law 8 is checked after every step."""
 
-import os
 from collections.abc import Callable
 
 import pytest
@@ -12,7 +11,6 @@ from tests.sim.host import SimHost
 from tests.sim.kernel import EspPacket, Packet
 from tests.sim.laws import Broken
 from tests.sim.test_explain import ask
-from tests.sim.vip_trial import vip_trial
 from tests.sim.world import World
 from tunsec.daemon.drift import Drift
 from tunsec.daemon.vip_desk import VipDesk
@@ -318,15 +316,3 @@ def test_two_owners_at_once_are_caught(plant: Callable[[pytest.MonkeyPatch], Non
         plant(patch)
         with pytest.raises(Broken, match="law 8"):
             test_of_two_that_have_the_address_the_later_one_gets_it(Keying.DIRECTORY)
-
-
-SEEDS = max(1, int(os.environ.get("TUNSEC_SIM_SEEDS", "500")) // 10)
-CHUNK = 5
-"""Seeds of one test, so that several processes share them."""
-
-
-@pytest.mark.parametrize("first", range(0, SEEDS, CHUNK))
-def test_trouble_of_every_kind(first: int) -> None:
-    """Wherever the address goes meanwhile, and to however many."""
-    for seed in range(first, min(first + CHUNK, SEEDS)):
-        vip_trial(seed)

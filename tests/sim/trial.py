@@ -9,6 +9,7 @@ from tests.sim.cast import QUIET, policy, without_host
 from tests.sim.chaos import Chaos
 from tests.sim.host import SimHost
 from tests.sim.laws import Broken
+from tests.sim.script import Script
 from tests.sim.strangers import move_in, stand_in_the_way
 from tests.sim.stream import Stream
 from tests.sim.world import World
@@ -18,8 +19,6 @@ from tunsec.machines.flow import Phase
 from tunsec.model.sp import SpDirection
 from tunsec.policy.intent import Intent
 
-TROUBLE = 8.0
-"""Seconds of trouble."""
 BACK_WITHIN = 30.0
 """Seconds from the end of trouble until every flow is protected."""
 SETTLED_WITHIN = 180.0
@@ -36,13 +35,14 @@ class Stage:
     quiet: Intent
 
 
-def stage(seed: int) -> Stage:
+def stage(script: Script) -> Stage:
     """Mostly two or three hosts, now and then many."""
-    dice = random.Random(f"stage {seed}")
-    [hosts] = dice.choices([2, 3, 4, 5, 6, 8, 10], [120, 56, 14, 4, 2, 2, 1])
-    flows = dice.choice([1, 1, 2]) if hosts < 5 else 1
-    both_families = hosts < 5 and dice.random() < 0.3
-    tenants, others = tenancy(seed) if hosts < 4 else (0, "blocked")
+    dice = random.Random(f"stage {script.seed}")
+    [drawn] = dice.choices([2, 3, 4, 5, 6, 8, 10], [120, 56, 14, 4, 2, 2, 1])
+    hosts = script.hosts_of(drawn)
+    flows = 1 if script.plain or hosts > 4 else dice.choice([1, 1, 2])
+    both_families = hosts < 5 and not script.plain and dice.random() < 0.3
+    tenants, others = tenancy(script) if hosts < 4 else (0, "blocked")
     return Stage(
         policy(
             hosts,
@@ -66,22 +66,24 @@ def stage(seed: int) -> Stage:
     )
 
 
-def tenancy(seed: int) -> tuple[int, str]:
+def tenancy(script: Script) -> tuple[int, str]:
     """How many tenants there are in a trial, and what becomes of other VNIs: mostly no tenants."""
-    dice = random.Random(f"tenants {seed}")
+    if script.plain:
+        return 0, "blocked"
+    dice = random.Random(f"tenants {script.seed}")
     return dice.choice([(0, "blocked")] * 6 + [(2, "blocked"), (1, "shared")])
 
 
-def chaos_trial(seed: int) -> World:
+def chaos_trial(script: Script) -> World:
     """Trouble of every kind, then healing, then a host that leaves; raises with seed and story when
     something is wrong."""
-    played = stage(seed)
-    dice = random.Random(f"trial {seed}")
-    world = World(seed, played.intent, start_within=dice.choice([0.5, 1.0, 6.0]))
+    played = stage(script)
+    dice = random.Random(f"trial {script.seed}")
+    world = World(script.seed, played.intent, start_within=dice.choice([0.5, 1.0, 6.0]))
     for host in world.hosts.values():
-        if dice.random() < 0.4:
+        if dice.random() < 0.4 and not script.plain:
             move_in(world, host)
-    if dice.random() < 0.1:
+    if dice.random() < 0.1 and not script.plain:
         host = dice.choice(list(world.hosts.values()))
         stand_in_the_way(
             world,
@@ -90,14 +92,15 @@ def chaos_trial(seed: int) -> World:
             direction=dice.choice([SpDirection.OUT, SpDirection.OUT, SpDirection.IN]),
             opening=dice.random() < 0.5,
         )
-    play(world, Chaos(world), played, dice)
+    play(world, Chaos(world, script), played, dice)
     return world
 
 
 def play(world: World, chaos: Chaos, played: Stage, dice: random.Random) -> None:
-    """Trouble, healing, a quiet policy, a host that leaves; raises when something is wrong."""
-    chaos.strike_for(TROUBLE)
-    world.run(TROUBLE + 1.0)
+    """Trouble, healing, a quiet policy; now and then one is revoked, or a host leaves.
+    Raises when something is wrong."""
+    chaos.begin()
+    world.run(chaos.script.trouble + 1.0)
     chaos.heal()
     for host in world.hosts.values():
         world.apply(host, played.intent)
@@ -114,11 +117,12 @@ def play(world: World, chaos: Chaos, played: Stage, dice: random.Random) -> None
         world.run_until(world.settled, SETTLED_WITHIN, look=1.0)
         stream.stop()
     nothing_missing_nothing_left(world)
-    if dice.random() < 0.3 and not played.quiet.uses_ike:
+    if dice.random() < 0.15 and not played.quiet.uses_ike:
         _one_is_revoked(world, dice)
         nothing_missing_nothing_left(world)
-    _one_leaves(world, played.quiet, dice)
-    nothing_missing_nothing_left(world)
+    if dice.random() < 0.4:
+        _one_leaves(world, played.quiet, dice)
+        nothing_missing_nothing_left(world)
 
 
 def _one_is_revoked(world: World, dice: random.Random) -> None:
@@ -152,7 +156,8 @@ def all_blocked_as_revoked(world: World, host: SimHost, peer: SimHost) -> None:
         if flow.child.id.peer == peer.name and not world.obstructed_here(host, flow.child):
             reason = pair.blocked_reason(state, flow)
             if flow.phase is not Phase.BLOCKED or "was revoked" not in reason:
-                raise Broken(f"{flow.child.id}: {flow.phase} {reason!r}\n{world.tale()}")
+                where = f"{flow.child.id} of {host.name}"
+                raise Broken(f"revoked: {where}: {flow.phase} {reason!r}\n{world.tale()}")
 
 
 def _one_leaves(world: World, intent: Intent, dice: random.Random) -> None:
@@ -175,23 +180,23 @@ def _dies_for_a_moment(world: World, host: SimHost, dice: random.Random) -> None
     world.start_later(host, dice.uniform(0.0, 2.0))
 
 
-def restless_trial(seed: int) -> World:
+def restless_trial(script: Script) -> World:
     """No fault but those that must cost no packet; raises when one is lost."""
-    dice = random.Random(f"restless {seed}")
+    dice = random.Random(f"restless {script.seed}")
     outage = dice.choice([0.0, OUTAGE])
     world = World(
-        seed,
+        script.seed,
         policy(
-            dice.choice([2, 2, 3]),
+            script.hosts_of(dice.choice([2, 2, 3])),
             after="1s",
-            flows=dice.choice([1, 2]),
-            both_families=dice.random() < 0.3,
+            flows=1 if script.plain else dice.choice([1, 2]),
+            both_families=not script.plain and dice.random() < 0.3,
         ),
     )
     faults = world.directory.faults
     faults.longest_delay = dice.choice([0.02, 0.1, 0.3])
     faults.repeat, faults.replay_old = 0.3, 0.2
-    world.longest_trip = dice.choice([0.001, 0.02])
+    world.wire.longest_trip = dice.choice([0.001, 0.02])
     world.run_until(world.protected, BACK_WITHIN)
     stream = Stream(world, pause=0.02)
     stream.start()

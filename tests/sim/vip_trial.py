@@ -9,8 +9,9 @@ from tests.sim.cast import QUIET, VIP, policy, with_service_address
 from tests.sim.host import SimHost
 from tests.sim.ike_chaos import IkeChaos
 from tests.sim.laws import Broken
+from tests.sim.script import Script
 from tests.sim.stream import Stream
-from tests.sim.trial import BACK_WITHIN, SETTLED_WITHIN, TROUBLE, Stage
+from tests.sim.trial import BACK_WITHIN, SETTLED_WITHIN, Stage
 from tests.sim.world import World
 from tunsec.daemon.engine import FAREWELL
 from tunsec.machines.vip import VipPhase
@@ -29,7 +30,7 @@ class VipChaos(IkeChaos):
     def _moves(self, _: SimHost) -> None:
         for owner in self.owners:
             self._goes(owner)
-        self._comes(self.world.dice.choice(self.owners))
+        self._comes(self.dice.choice(self.owners))
 
     def _comes(self, host: SimHost) -> None:
         """Now and then to a host that is no owner."""
@@ -43,17 +44,17 @@ class VipChaos(IkeChaos):
     def heal(self) -> None:
         """One owner has the address."""
         IkeChaos.heal(self)
-        keeper = self.world.dice.choice(self.owners)
+        keeper = self.dice.choice(self.owners)
         for host in self.world.hosts.values():
             if host is not keeper:
                 self._goes(host)
         self._comes(keeper)
 
 
-def vip_stage(seed: int) -> Stage:
+def vip_stage(script: Script) -> Stage:
     """Two to four hosts, two or all of them owners, one or two flows."""
-    dice = random.Random(f"vip stage {seed}")
-    hosts, flows = dice.choice([2, 3, 3, 4]), dice.choice([1, 2])
+    dice = random.Random(f"vip stage {script.seed}")
+    hosts, flows = script.hosts_of(dice.choice([2, 3, 3, 4])), dice.choice([1, 2])
     by_ike = dice.choice([0, 0, flows])
     owners = [f"h{number}" for number in range(dice.choice([2, hosts]))]
     return Stage(
@@ -66,17 +67,17 @@ def vip_stage(seed: int) -> Stage:
     )
 
 
-def vip_trial(seed: int) -> World:
+def vip_trial(script: Script) -> World:
     """Raises with seed and story when something is wrong."""
-    played = vip_stage(seed)
-    dice = random.Random(f"vip trial {seed}")
-    world = World(seed, played.intent, start_within=dice.choice([0.5, 1.0, 6.0]))
+    played = vip_stage(script)
+    dice = random.Random(f"vip trial {script.seed}")
+    world = World(script.seed, played.intent, start_within=dice.choice([0.5, 1.0, 6.0]))
     [service] = played.intent.service_addresses
     owners = [world.hosts[owner] for owner in service.owners]
     world.move_in(dice.choice(owners), VIP)
-    chaos = VipChaos(world, owners=owners)
-    chaos.strike_for(TROUBLE)
-    world.run(TROUBLE + 1.0)
+    chaos = VipChaos(world, script, owners=owners)
+    chaos.begin()
+    world.run(script.trouble + 1.0)
     chaos.heal()
     for host in world.hosts.values():
         world.apply(host, played.intent)

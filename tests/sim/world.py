@@ -4,8 +4,10 @@ Everything that may vary comes from the seed; what must never vary (the laws) is
 step. Private keys alone come from the operating system: no key ever comes from a seed.
 """
 
+import functools
 import heapq
 import itertools
+import math
 import os
 import random
 from collections.abc import Callable, Sequence
@@ -20,6 +22,7 @@ from tests.sim.kernel import EspPacket, FakeKernel, Packet
 from tests.sim.laws import Laws
 from tests.sim.standing import Standing, standings
 from tests.sim.tcp import FakeSynGate, Tcp
+from tests.sim.wire import Wire
 from tunsec.daemon.engine import Engine, Ports
 from tunsec.daemon.post import PostRoom
 from tunsec.daemon.scope import Scope
@@ -78,10 +81,7 @@ class World:
         """Chance that a kernel event is lost to an overrun."""
         self.crowded = False
         """Whether another program's SP was ever put in the way of a child."""
-        self.longest_trip = 0.001
-        """Seconds that a packet may be on its way."""
-        self.cut_off: set[HostName] = set()
-        """Hosts to and from which no packet goes; the directory they reach."""
+        self.wire = Wire()
         self.charons = Charons(self)
         self.directory = Directory(self.dice, self.later, lambda: Instant(self.now))
         self.tcp = Tcp(self)
@@ -119,40 +119,38 @@ class World:
         """Let `span` seconds pass, checking the laws after every event."""
         end = self.now + span
         while True:
-            at = self._next()
-            if at is None or at > end:
+            at, act = self._next()
+            if at > end:
                 break
             self.now = max(self.now, at)
-            self._one_event()
+            act()
             self.laws.check()
             self.tcp.note()
         self.now = end
 
-    def _next(self) -> float | None:
-        times = [self._heap[0][0]] if self._heap else []
+    def _next(self) -> tuple[float, Callable[[], object]]:
+        """What happens first, and when: an SA expires, a daemon's deadline comes, or what was put
+        off is due."""
+        at, due, expires = math.inf, None, False
         for host in self.hosts.values():
             expiry = host.kernel.next_expiry()
-            if expiry is not None:
-                times.append(expiry)
+            if expiry is not None and expiry < at:
+                at, due, expires = expiry, host, True
             deadline = host.engine.deadline() if host.engine else None
-            if deadline is not None:
-                times.append(deadline.at)
-        return min(times, default=None)
+            if deadline is not None and deadline.at < at:
+                at, due, expires = deadline.at, host, False
+        if self._heap and self._heap[0][0] < at:
+            return self._heap[0][0], lambda: heapq.heappop(self._heap)[2]()
+        if due is None:
+            return at, lambda: None
+        return at, functools.partial(self._expire if expires else self._tick, due)
 
-    def _one_event(self) -> None:
-        for host in self.hosts.values():
-            expiry = host.kernel.next_expiry()
-            if expiry is not None and expiry <= self.now:
-                self.laws.may_expire(host)
-                host.kernel.expire()
-                return
-            deadline = host.engine.deadline() if host.engine else None
-            if deadline is not None and deadline.at <= self.now:
-                self.with_engine(host, lambda engine: engine.tick())
-                return
-        if self._heap and self._heap[0][0] <= self.now:
-            _, _, act = heapq.heappop(self._heap)
-            act()
+    def _expire(self, host: SimHost) -> None:
+        self.laws.may_expire(host)
+        host.kernel.expire()
+
+    def _tick(self, host: SimHost) -> None:
+        self.with_engine(host, lambda engine: engine.tick())
 
     def run_until(self, done: Callable[[], bool], limit: float, *, look: float = 0.05) -> float:
         """Run until something holds, looking every `look` seconds; returns the seconds it took,
@@ -261,7 +259,7 @@ class World:
         except Unavailable as error:
             self.tell(f"{host.name}: {error}")  # as daemon/service.py: not now
             return False
-        if host.ring is not None:
+        if host.ring is not None and not host.disk_full:
             host.newest = host.ring.newest()
             host.claims = host.engine.vips.remember()
         if host.link is not None and host.link.up and not host.link.engine.uses_ike:
@@ -281,6 +279,8 @@ class World:
         """kill -9: the kernel keeps what it has."""
         if host.engine is not None:
             host.engine.close()
+        if host.disk_full:
+            self.laws.forgets(host)
         host.engine = host.ring = host.link = None
         host.dies_unanswered = False
         host.syns.held.clear()
@@ -343,7 +343,7 @@ class World:
         lived = self.with_engine(host, lambda engine: engine.change_scope(scope))
         self._renew_link(host)
         if lived or self.dice.random() < 0.5:  # a policy file outlives the daemon that read it
-            host.scope = scope
+            self._keep(host, scope)
 
     def release(self, host: SimHost, flow: FlowName | None) -> None:
         """`tunsec release`: from now on packets of a flow may go in clear here."""
@@ -352,9 +352,13 @@ class World:
         self.tell(f"{host.name} releases {flow or 'everything'}")
         scope = host.scope.without(flow)
         self.laws.may_open(host, scope)
-        host.scope = scope
+        self._keep(host, scope)
         self.with_engine(host, lambda engine: engine.release(engine.scope.without(flow)))
         self._renew_link(host)
+
+    def _keep(self, host: SimHost, scope: Scope) -> None:
+        if not host.disk_full:
+            host.scope = scope
 
     def _renew_link(self, host: SimHost) -> None:
         if host.link is not None:
@@ -438,12 +442,13 @@ class World:
         peer = self.hosts[child.peer]
 
         def arrive() -> None:
-            if not self.cut_off.isdisjoint((owner.name, child.peer)):
+            if self.wire.parted(owner.name, child.peer):
                 return
             if isinstance(sent, EspPacket) and peer.kernel.receive(sent):
                 probe.delivered += 1
 
-        self.later(self.dice.uniform(0.0, self.longest_trip), arrive)
+        for trip in self.wire.trips(self.dice):
+            self.later(trip, arrive)
 
     # Looking
 

@@ -160,9 +160,11 @@ class Engine:
         post: PostRoom,
         claims: ClaimBook,
         served: Collection[str] = (),
+        look_every: Seconds = DUMP_EVERY,
         changed: Callable[[], None] = lambda: None,
     ) -> None:
-        """`served` are service addresses that an earlier life had here and had claimed."""
+        """`served` are service addresses that an earlier life had here and had claimed;
+        `look_every` is how often all that kernel and charon hold is read, whatever they told."""
         self.host = host
         self.post = post
         self.pairs: dict[HostName, pair.PairState] = {}
@@ -174,6 +176,7 @@ class Engine:
         self.active_since: dict[ChildId, Instant] = {}
         self.tallies: dict[ChildId, Tally] = {}
         self._ports = ports
+        self._look_every = look_every
         self._changed = changed
         self._children: dict[ChildId, Child] = {}
         self._index = SaIndex()
@@ -210,6 +213,7 @@ class Engine:
             on_pinned=self._ike_pinned,
             remove=lambda child, sa_id, inbound: self._remove(child, sa_id, inbound=inbound),
             wake=self._run,
+            list_every=look_every,
         )
         self.gates = Gates(
             sockets=ports.sockets,
@@ -831,7 +835,7 @@ class Engine:
     def _look(self) -> None:
         """Hold the kernel against what it should hold; SAs that are gone get fresh successors."""
         looked = self._drift.repair(self._flows(), self._holdings(), self.scope)
-        again = RETRY if looked is None else DUMP_EVERY
+        again = RETRY if looked is None else self._look_every
         self._alarms.put(DUMP, Deadline(self._after(again), "periodic dump"))
         if looked is None:
             return

@@ -52,7 +52,7 @@ from tunsec.machines.ike_orders import (
 from tunsec.machines.ike_peer import IkeState
 from tunsec.machines.orders import Action, BlockOutbound
 from tunsec.machines.reconnect import Standing
-from tunsec.model.clock import Deadline, Instant
+from tunsec.model.clock import Deadline, Instant, Seconds
 from tunsec.model.errors import Bug, Refused, TunsecError, Unavailable
 from tunsec.model.flow import Child, ChildId
 from tunsec.model.ike import NAME_PREFIX, ConnectionId, IkeChild
@@ -137,12 +137,14 @@ class IkeDesk:
         on_pinned: Callable[[ChildId], None],
         remove: Callable[[ChildId, SaId, bool], None],
         wake: Callable[[], None],
+        list_every: Seconds,
     ) -> None:
         """`is_directorys` tells SAs that directory keying made; `on_pinned` hears that a child's
         SPs pin one of ours; `remove` takes an SA away, which is inbound or not; `wake` has
-        `work` called soon.
+        `work` called soon; `list_every` is how often charon's list is asked for.
         """
         self._host = host
+        self._list_every = list_every
         self._kernel = kernel
         self._ike = ike
         self._installer = installer
@@ -235,7 +237,14 @@ class IkeDesk:
         first = self._host < connection_id.peer
         reauth = None if self._setup is None else self._setup.rules.reauth_after
         variant = self._next_variant.pop(connection_id, 0)
-        state = IkeState(connection_id.peer, first, reauth, away=self._away, variant=variant)
+        state = IkeState(
+            connection_id.peer,
+            first,
+            reauth,
+            self._list_every,
+            away=self._away,
+            variant=variant,
+        )
         self._connections[connection_id] = Connection(connection_id, state)
         self._by_name[connection_id.name] = connection_id
         if self._setup is not None:

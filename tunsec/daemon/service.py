@@ -363,6 +363,7 @@ class Service:
                 self._identity.identity, self._identity.trust(), owners={}, known=known
             ),
             served=known.served,
+            look_every=self._settings.look_every,
             changed=self._on_changed,
         )
         self._directory.on_records(self._on_records)

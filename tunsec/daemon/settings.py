@@ -7,13 +7,18 @@ from pathlib import Path
 from typing import Final
 
 import tunsec
+from tunsec.daemon.engine import DUMP_EVERY
+from tunsec.model.clock import Seconds
 from tunsec.model.names import HostName
+from tunsec.policy.problems import Wrong
+from tunsec.policy.units import parse_span
 
 ETC: Final = Path("/etc/tunsec")
 RUN: Final = Path("/run/tunsec")
 STATE: Final = Path("/var/lib/tunsec")
 DIRECTORY: Final = "file:///srv/tunsec"
 CHARON: Final = "unix:///run/charon.vici"
+SHORTEST_LOOK: Final = Seconds(1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +34,7 @@ class Settings:
     state: Path
     log_level: str
     anyone_reads: bool
+    look_every: Seconds
 
 
 def parse_settings(
@@ -69,6 +75,14 @@ def parse_settings(
     parser.add_argument(
         "--anyone-reads", action="store_true", help="let every local user read the status"
     )
+    parser.add_argument(
+        "--look-every",
+        type=_span,
+        default=DUMP_EVERY,
+        metavar="SPAN",
+        help="how often all that kernel and charon hold is read, whatever they told "
+        f"(default: {DUMP_EVERY:g}s)",
+    )
     parser.add_argument("--version", action="version", version=f"tunsecd {tunsec.__version__}")
     given = parser.parse_args(argv)
     return Settings(
@@ -81,4 +95,15 @@ def parse_settings(
         given.state,
         given.log_level,
         given.anyone_reads,
+        given.look_every,
     )
+
+
+def _span(text: str) -> Seconds:
+    try:
+        span = parse_span(text)
+    except Wrong as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    if span < SHORTEST_LOOK:
+        raise argparse.ArgumentTypeError(f"at least {SHORTEST_LOOK:g}s")
+    return span

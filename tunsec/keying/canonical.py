@@ -7,6 +7,7 @@ expect. Everything here raises ValueError with what is wrong; the caller knows t
 
 import base64
 import binascii
+import functools
 import ipaddress
 import itertools
 import json
@@ -85,8 +86,10 @@ def from_base64(text: str) -> bytes:
     return raw
 
 
+@functools.lru_cache(maxsize=4096)
 def parse_address(text: str) -> Address:
-    """An IP address in its one shortest form (RFC 5952), without a zone."""
+    """An IP address in its one shortest form (RFC 5952), without a zone. Kept: the same ones are in
+    every record."""
     try:
         address = ipaddress.ip_address(text)
     except ValueError:

@@ -7,6 +7,7 @@ Its phase is read off its SAs, so that it cannot say anything the SAs do not::
     any --no outbound SA left--> KEYING or BLOCKED: the block SPs hold the flow
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
@@ -137,16 +138,16 @@ class FlowState:
     @property
     def phase(self) -> Phase:
         """What the SAs amount to."""
-        if self.active_outbound is None or not any(
-            sa.state in (SaState.ACTIVE, SaState.REKEYED) for sa in self.inbound
-        ):
-            return Phase.KEYING if self.inbound or self.outbound else Phase.BLOCKED
-        settled = (
-            len(self.outbound) == 1
-            and len(self.inbound) == 1
-            and self.inbound[0].state is SaState.ACTIVE
-        )
-        return Phase.INSTALLED if settled else Phase.REKEYING
+        return phase_of([sa.state for sa in self.inbound], [sa.state for sa in self.outbound])
+
+
+def phase_of(inbound: Sequence[SaState], outbound: Sequence[SaState]) -> Phase:
+    """What SAs in these states amount to."""
+    heard = SaState.ACTIVE in inbound or SaState.REKEYED in inbound
+    if SaState.ACTIVE not in outbound or not heard:
+        return Phase.KEYING if inbound or outbound else Phase.BLOCKED
+    settled = len(outbound) == 1 and [*inbound] == [SaState.ACTIVE]
+    return Phase.INSTALLED if settled else Phase.REKEYING
 
 
 def spend(flow: FlowState, spent: Spent, *, asks: bool) -> FlowState:

@@ -82,13 +82,14 @@ class ChildFact(StrEnum):
 
     PINNED = "our SPs pin its outbound SA"
     SUCCEEDED = "another one of its sender took over"
-    LEFT = "our SPs pin another one; it is the peer's to end"
+    LEFT = "our SPs pin another one, and the peer ends this one"
     IDLE = "nothing comes in on it any more"
     LOST = "an SA of it left the kernel, or cannot be pinned"
 
 
 CHILD: Final = Table(
     "CHILD_SA",
+    ChildState.INSTALLED,
     {
         (ChildState.INSTALLED, ChildFact.PINNED): ChildState.ACTIVE,
         (ChildState.INSTALLED, ChildFact.SUCCEEDED): ChildState.REKEYED,
@@ -129,7 +130,7 @@ class HeldChild:
     spi_out: Spi
     aead: Aead | None
     since: Instant
-    state: ChildState = ChildState.INSTALLED
+    state: ChildState = CHILD.first
     heard: bool = False
     """Something has come in on it, so the peer has its SAs too."""
     check_at: Instant | None = None
@@ -520,9 +521,9 @@ def supersede_spares(flow: IkeFlow, now: Instant) -> IkeFlow:
     link to charon left."""
     active = flow.active
     replaced = active is not None and active.own
-    return replace(
+    return _holding(
         flow,
-        held=tuple(
+        tuple(
             _superseded(one, flow, now)
             if one.own
             and one is not active
@@ -540,9 +541,9 @@ def supersede_older_of_peer(flow: IkeFlow, doubted: frozenset[int], now: Instant
     theirs = [one for one in flow.held if not one.own]
     newest = theirs[-1] if theirs else None
     by_slot = {one.slot: one for one in theirs}
-    return replace(
+    return _holding(
         flow,
-        held=tuple(
+        tuple(
             _superseded(one, flow, now)
             if one in theirs
             and one is not newest
@@ -678,13 +679,24 @@ def schedule_looks(flow: IkeFlow, doubted: frozenset[int], now: Instant) -> IkeF
         else stray
         for stray in flow.strays
     )
-    return replace(flow, held=held, strays=strays)
+    if any(then is not before for then, before in zip(strays, flow.strays, strict=True)):
+        flow = replace(flow, strays=strays)
+    return _holding(flow, held)
+
+
+def _holding(flow: IkeFlow, held: tuple[HeldChild, ...]) -> IkeFlow:
+    """The flow with these in place of its CHILD_SAs: itself where none is another, as nearly
+    always when it is looked at."""
+    same = all(then is before for then, before in zip(held, flow.held, strict=True))
+    return flow if same else replace(flow, held=held)
 
 
 def _watch_stray(stray: StraySa, unneeded_at: Instant | None, flow: IkeFlow) -> StraySa:
     """It is looked at when it has drained, and not at all while it may be all that there is. New
     connections wait for those of before a break: one that is gone already is found out soon."""
     if unneeded_at is None:
+        if stray.check_at is None and stray.packets is None:
+            return stray
         return replace(stray, check_at=None, packets=None)
     at = Instant(unneeded_at + (LEAST_DRAIN if stray.spi in flow.spent else _drain(flow)))
     return stray if stray.check_at is not None else replace(stray, check_at=at)

@@ -132,6 +132,7 @@ class IkeState:
     first: bool
     """This host makes the first IKE_SA."""
     reauth_after: Seconds | None = None
+    list_every: Seconds = LIST_EVERY
     flows: Mapping[ChildId, IkeFlow] = field(default_factory=dict)
     ikes: Mapping[int, KnownIke] = field(default_factory=dict)
     ready: bool = False
@@ -521,7 +522,7 @@ def _listed(
     state = replace(
         state,
         listed=True,
-        list_at=state.list_at or _after(now, LIST_EVERY),
+        list_at=state.list_at or _after(now, state.list_every),
         ikes={ike.id: _seen_ike(state, ike, now) for ike in event.ikes}
         | {key: ike for key, ike in state.ikes.items() if ike.since >= began},
     )
@@ -882,14 +883,17 @@ def _list(state: IkeState, now: Instant, actions: list[Action]) -> IkeState:
 def _drain(state: IkeState, now: Instant, actions: list[Action]) -> IkeState:
     """Outbound strays that nothing uses go; looks at the others are scheduled."""
     doubts = doubted(state)
-    for child, flow in state.flows.items():
-        flow = flows.supersede_spares(flows.supersede_older_of_peer(flow, doubts, now), now)
+    after: dict[ChildId, IkeFlow] = {}
+    for child, before in state.flows.items():
+        flow = flows.supersede_spares(flows.supersede_older_of_peer(before, doubts, now), now)
         gone = flows.drained_outbound_strays(flow, now)
-        actions += [RemoveStray(child, stray.spi, False) for stray in gone]
-        left = tuple(stray for stray in flow.strays if stray not in gone)
-        flow = flows.schedule_looks(replace(flow, strays=left), doubts, now)
-        state = _with(state, flow)
-    return state
+        if gone:
+            actions += [RemoveStray(child, stray.spi, False) for stray in gone]
+            left = tuple(stray for stray in flow.strays if stray not in gone)
+            flow = replace(flow, strays=left)
+        after[child] = flows.schedule_looks(flow, doubts, now)
+    same = all(after[child] is flow for child, flow in state.flows.items())
+    return state if same else replace(state, flows=after)
 
 
 def _look(state: IkeState, now: Instant, actions: list[Action]) -> IkeState:
@@ -911,7 +915,7 @@ def _sweep(state: IkeState, now: Instant, actions: list[Action]) -> IkeState:
     ikes: dict[int, KnownIke] = {}
     for key, ike in state.ikes.items():
         if key in carrying or busy or not state.ready:
-            ikes[key] = replace(ike, empty_since=None)
+            ikes[key] = ike if ike.empty_since is None else replace(ike, empty_since=None)
         elif ike.empty_since is None:
             ikes[key] = replace(ike, empty_since=now)
         elif now >= ike.empty_since + EMPTY_FOR:

@@ -2,13 +2,14 @@
 
 ::
 
-    (made) -> PUBLISHING --in the directory--> CURRENT --successor published--> SUPERSEDED --> wiped
+    PUBLISHING --in the directory--> CURRENT --successor published--> SUPERSEDED --> FORGOTTEN
 
 At most three private keys exist: next (PUBLISHING), current, previous (SUPERSEDED). A superseded
 one is kept only as long as a confirmation under it may be on its way. When nothing is keyed by
 directory any more all of them are wiped at once, and the offer is withdrawn.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
@@ -16,6 +17,7 @@ from typing import Final
 from tunsec.machines.backoff import backoff
 from tunsec.machines.facts import OfferMade, OfferPublished, RolloverWanted, TimerFired
 from tunsec.machines.orders import Action, ForgetOffer, MakeOffer, PublishOffer, WithdrawOffer
+from tunsec.machines.table import Table
 from tunsec.model.clock import Deadline, Instant, Seconds
 from tunsec.model.event import Event
 from tunsec.model.names import OfferSeq
@@ -32,6 +34,38 @@ class OfferPhase(StrEnum):
     PUBLISHING = "PUBLISHING"
     CURRENT = "CURRENT"
     SUPERSEDED = "SUPERSEDED"
+    FORGOTTEN = "FORGOTTEN"
+
+
+class OfferFact(StrEnum):
+    """What can happen to an offer."""
+
+    PUBLISHED = "it is in the directory"
+    SUCCEEDED = "its successor is in the directory"
+    REPLACED = "another one is made"
+    LINGERED = "no confirmation under it can be on its way"
+    ENDED = "nothing is keyed by directory any more"
+
+
+OFFER: Final = Table(
+    "offer",
+    OfferPhase.PUBLISHING,
+    {
+        (OfferPhase.PUBLISHING, OfferFact.PUBLISHED): OfferPhase.CURRENT,
+        (OfferPhase.PUBLISHING, OfferFact.REPLACED): OfferPhase.FORGOTTEN,
+        (OfferPhase.CURRENT, OfferFact.SUCCEEDED): OfferPhase.SUPERSEDED,
+        # At most one lingers: three private keys are enough.
+        (OfferPhase.SUPERSEDED, OfferFact.SUCCEEDED): OfferPhase.FORGOTTEN,
+        (OfferPhase.SUPERSEDED, OfferFact.LINGERED): OfferPhase.FORGOTTEN,
+        (OfferPhase.PUBLISHING, OfferFact.ENDED): OfferPhase.FORGOTTEN,
+        (OfferPhase.CURRENT, OfferFact.ENDED): OfferPhase.FORGOTTEN,
+        (OfferPhase.SUPERSEDED, OfferFact.ENDED): OfferPhase.FORGOTTEN,
+    },
+    {
+        (OfferPhase.CURRENT, OfferFact.REPLACED): "peers use it until the new one is published",
+        (OfferPhase.SUPERSEDED, OfferFact.REPLACED): "it lingers as long as before",
+    },
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +179,16 @@ def deadline(state: OffersState) -> Deadline | None:
     return min(waiting, default=None)
 
 
+def _told(
+    offers: Iterable[OwnOffer], fact: OfferFact
+) -> tuple[tuple[OwnOffer, ...], tuple[ForgetOffer, ...]]:
+    """What is left of offers after a fact, and orders to wipe the private keys of the others."""
+    after = [replace(own, phase=OFFER.next(own.phase, fact)) for own in offers]
+    kept = tuple(own for own in after if own.phase is not OfferPhase.FORGOTTEN)
+    forgotten = (own for own in after if own.phase is OfferPhase.FORGOTTEN)
+    return kept, tuple(ForgetOffer(own.seq) for own in forgotten)
+
+
 def _rollover_at(rule: RolloverRule, now: Instant, fraction: float) -> Instant:
     return Instant(now + rule.after * (1.0 - rule.jitter * fraction))
 
@@ -172,7 +216,7 @@ def _rule_changed(
 def _rule_ended(state: OffersState) -> OffersStep:
     if state.rule is None:
         return OffersStep(state, ())
-    forget = tuple(ForgetOffer(own.seq) for own in state.offers)
+    _, forget = _told(state.offers, OfferFact.ENDED)
     # One that is being made is still answered, and is forgotten then.
     ended = OffersState(making=state.making, rollovers=state.rollovers)
     return OffersStep(ended, (WithdrawOffer(), *forget))
@@ -191,34 +235,27 @@ def _made(state: OffersState, seq: OfferSeq, now: Instant, fraction: float) -> O
     """A new offer replaces one that never reached the directory."""
     if state.rule is None:
         return OffersStep(replace(state, making=False), (ForgetOffer(seq),))
-    stuck = tuple(own for own in state.offers if own.phase is OfferPhase.PUBLISHING)
-    kept = tuple(own for own in state.offers if own.phase is not OfferPhase.PUBLISHING)
+    kept, forget = _told(state.offers, OfferFact.REPLACED)
     state = replace(
         state,
         making=False,
         failures=0,
-        offers=(*kept, OwnOffer(seq, OfferPhase.PUBLISHING, now)),
+        offers=(*kept, OwnOffer(seq, OFFER.first, now)),
         rollover_at=_rollover_at(state.rule, now, fraction),
     )
-    return OffersStep(state, (*(ForgetOffer(own.seq) for own in stuck), PublishOffer(seq)))
+    return OffersStep(state, (*forget, PublishOffer(seq)))
 
 
 def _published(state: OffersState, seq: OfferSeq, now: Instant) -> OffersStep:
     if all(own.seq != seq or own.phase is not OfferPhase.PUBLISHING for own in state.offers):
         return OffersStep(state, ())  # replaced while it was being written
     linger = LINGER if state.rule is None else Seconds(min(LINGER, state.rule.after))
-    offers: list[OwnOffer] = []
-    actions: list[Action] = []
-    for own in state.offers:
-        if own.seq == seq:
-            offers.append(replace(own, phase=OfferPhase.CURRENT))
-        elif own.phase is OfferPhase.CURRENT:
-            forget_at = Instant(now + linger)
-            offers.append(replace(own, phase=OfferPhase.SUPERSEDED, forget_at=forget_at))
-        else:
-            actions.append(ForgetOffer(own.seq))
+    older, forget = _told((own for own in state.offers if own.seq != seq), OfferFact.SUCCEEDED)
+    newest, _ = _told((own for own in state.offers if own.seq == seq), OfferFact.PUBLISHED)
+    lingering = (replace(own, forget_at=Instant(now + linger)) for own in older)
     rollovers = state.rollovers + (1 if len(state.offers) > 1 else 0)
-    return OffersStep(replace(state, offers=tuple(offers), rollovers=rollovers), tuple(actions))
+    state = replace(state, offers=(*lingering, *newest), rollovers=rollovers)
+    return OffersStep(state, forget)
 
 
 def _rollover_wanted(state: OffersState, reason: str, now: Instant) -> OffersStep:
@@ -235,7 +272,7 @@ def _rollover_wanted(state: OffersState, reason: str, now: Instant) -> OffersSte
 def _timer(state: OffersState, now: Instant) -> OffersStep:
     due = [own for own in state.offers if own.forget_at is not None and own.forget_at <= now]
     state = replace(state, offers=tuple(own for own in state.offers if own not in due))
-    forget = tuple(ForgetOffer(own.seq) for own in due)
+    _, forget = _told(due, OfferFact.LINGERED)
     if state.rollover_at is None or state.rollover_at > now:
         return OffersStep(state, forget)
     made = _make(state, "rollover by time")

@@ -73,6 +73,7 @@ class GateFact(StrEnum):
 
 GATE: Final = Table(
     "gate",
+    GateState.UNUSED,
     {
         (GateState.UNUSED, GateFact.LET): GateState.IN_USE,
         (GateState.IN_USE, GateFact.BROKE): GateState.BROKEN,

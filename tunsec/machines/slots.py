@@ -48,6 +48,7 @@ class OutboundFact(StrEnum):
 
 INBOUND: Final = Table(
     "inbound SA",
+    SaState.INSTALLED,
     {
         (SaState.INSTALLED, InboundFact.PUBLISHED): SaState.CONFIRMED,
         (SaState.INSTALLED, InboundFact.PEER_SENDS): SaState.ACTIVE,
@@ -69,6 +70,7 @@ INBOUND: Final = Table(
 
 OUTBOUND: Final = Table(
     "outbound SA",
+    SaState.ACTIVE,
     {(SaState.ACTIVE, OutboundFact.SUCCEEDED): SaState.REKEYED},
     {(SaState.REKEYED, OutboundFact.SUCCEEDED): "two successors in a row"},
 )
@@ -82,7 +84,7 @@ class InboundSa:
     aead: Aead
     own_offer: OfferSeq | None
     peer_offer: OfferSeq | None
-    state: SaState = SaState.INSTALLED
+    state: SaState = INBOUND.first
     listed: int | None = None
     """Revision of our record that first named it; None: not named yet. 0 if adopted: nothing that
     names it can be believed any more."""
@@ -104,5 +106,5 @@ class OutboundSa:
     aead: Aead
     own_offer: OfferSeq | None
     peer_offer: OfferSeq | None
-    state: SaState = SaState.ACTIVE
+    state: SaState = OUTBOUND.first
     drained_at: Instant | None = None

@@ -16,6 +16,8 @@ class Table(Generic[S, E]):
     """Transitions, and the pairs that are races with the reason why they are harmless."""
 
     name: str
+    first: S
+    """Where a fresh one begins."""
     transitions: Mapping[tuple[S, E], S]
     ignored: Mapping[tuple[S, E], str]
 

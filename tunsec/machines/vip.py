@@ -56,6 +56,7 @@ class VipFact(StrEnum):
 
 VIP: Final = Table(
     "service address",
+    VipPhase.ABSENT,
     {
         (VipPhase.ABSENT, VipFact.ARRIVED): VipPhase.CLAIMING,
         # A claim of an earlier life, or one whose answer was lost: the address is not here.
@@ -158,7 +159,7 @@ class VipState:
 
     service: str
     host: HostName
-    phase: VipPhase = VipPhase.ABSENT
+    phase: VipPhase = VIP.first
     newest: Claim | None = None
     taken: int = 0
     """The highest number that the directory said is taken."""

@@ -87,6 +87,11 @@ class ChildId:
     local: Address
     remote: Address
 
+    def __hash__(self) -> int:
+        """Ids are looked up all the time, and hashing an address is slow."""
+        ends = int(self.local), int(self.remote)
+        return hash((self.peer, self.flow, self.tenant, *ends))
+
     def __str__(self) -> str:
         tenant = f"/{self.tenant}" if self.tenant else ""
         return f"{self.flow}{tenant} {self.local} - {self.peer} {self.remote}"

@@ -52,6 +52,10 @@ class SaId:
     proto: Proto = Proto.ESP
     mark: Mark | None = None
 
+    def __hash__(self) -> int:
+        """Of what differs: ids are looked up all the time, and hashing an address is slow."""
+        return hash((int(self.dst), self.spi, self.mark))
+
     def __str__(self) -> str:
         mark = f" mark {self.mark}" if self.mark else ""
         return f"{self.proto} {spi_hex(self.spi)} to {self.dst}{mark}"

@@ -1,5 +1,6 @@
 """What an SP or SA applies to (struct xfrm_selector, include/uapi/linux/xfrm.h)."""
 
+import functools
 import ipaddress
 from dataclasses import dataclass
 from typing import Final
@@ -41,6 +42,11 @@ class Selector:
     ifindex: int = 0
     user: int = 0
 
+    def __hash__(self) -> int:
+        """Of what differs mostly: ids are looked up all the time, and hashing a network is slow."""
+        ends = int(self.src.network_address), int(self.dst.network_address)
+        return hash((*ends, self.proto, self.sport.port, self.dport.port))
+
     @property
     def version(self) -> int:
         """IP version: 4 or 6."""
@@ -56,6 +62,7 @@ class Selector:
         return f"{self.src} -> {self.dst} {proto}{ports}"
 
 
+@functools.cache
 def any_network(version: int) -> Network:
     """0.0.0.0/0 or ::/0."""
     return ipaddress.ip_network("0.0.0.0/0" if version == 4 else "::/0")

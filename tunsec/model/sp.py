@@ -45,6 +45,10 @@ class SpId:
     mark: Mark | None = None
     if_id: IfId | None = None
 
+    def __hash__(self) -> int:
+        """Of what differs: an SP's selector is hardly ever that of the other direction."""
+        return hash((self.selector, self.mark))
+
     def __str__(self) -> str:
         mark = f" mark {self.mark}" if self.mark else ""
         return f"{self.direction} {self.selector}{mark}"

@@ -7,6 +7,7 @@ inbound_sps       accept only what an SA of the child's reqid has decrypted
 outbound_sps      send only by one SA, pinned by its SPI
 """
 
+import functools
 import hashlib
 import ipaddress
 from collections.abc import Iterable, Iterator, Mapping
@@ -391,6 +392,7 @@ def _guarded(
     )
 
 
+@functools.lru_cache(maxsize=4096)
 def _network(address: Address) -> Network:
     return ipaddress.ip_network(address)
 

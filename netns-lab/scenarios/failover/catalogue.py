@@ -1,8 +1,10 @@
 """Everything that can break, in the order of the page."""
 
+import os
 import shutil
 import subprocess
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
@@ -56,7 +58,7 @@ def stop_tunsecd(stage: Stage) -> None:
 def upgrade_tunsecd(stage: Stage) -> None:
     """One host after the other gets another version, and finds a policy that has changed."""
     checkout = stage.lab.folder / "next"
-    shutil.copytree(CHECKOUT / "tunsec", checkout / "tunsec")
+    shutil.copytree(CHECKOUT / "tunsec", checkout / "tunsec", dirs_exist_ok=True)
     version = checkout / "tunsec" / "__init__.py"
     version.write_text(version.read_text().replace(f'"{__version__}"', f'"{NEXT_VERSION}"'))
     stage.cluster.policy_file.write_text(stage.policy(SELDOM))
@@ -169,11 +171,17 @@ def impair(stage: Stage, impairment: Impairment) -> None:
 
 def lose_and_reorder(stage: Stage) -> None:
     """The wire is bad both ways while keys change every second."""
+    before = dropped(stage)
     impair(stage, LOSSY)
     stage.wait_for_rekeys(stage.times(LOSSY_REKEYS))
     impair(stage, ORDERLY)
     time.sleep(10 * LOSSY.delay_ms / 1000)
-    stage.dropped_by_wire += sum(stage.lab.faults.dropped(host.name) for host in stage.hosts)
+    stage.dropped_by_wire += dropped(stage) - before
+
+
+def dropped(stage: Stage) -> int:
+    """Frames that impairments of the wire have dropped until now."""
+    return sum(stage.lab.faults.dropped(host.name) for host in stage.hosts)
 
 
 def lose_directory(stage: Stage) -> None:
@@ -196,11 +204,12 @@ def clock_behind(stage: Stage) -> None:
 
 def step_clock(stage: Stage, seconds: float) -> None:
     """All hosts have the same clock. Keys change as before, whatever it says."""
+    undo = stage.undo.enter_context(ExitStack())
     for step in (seconds, -seconds):
         time.clock_settime(time.CLOCK_REALTIME, time.time() + step)
-        stage.undo.callback(put_back, -step)
+        undo.callback(put_back, -step)
         stage.wait_for_rekeys(2)
-    stage.undo.pop_all()
+    undo.pop_all()
 
 
 def put_back(step: float) -> None:
@@ -236,6 +245,8 @@ def rekey_at_once(stage: Stage) -> None:
 
 def small_state(stage: Stage) -> None:
     """State on a disk of its own."""
+    if os.path.ismount(stage.a.state_dir):
+        return
     mount = ["mount", "-t", "tmpfs", "-o", f"size={STATE_BYTES}", "none", str(stage.a.state_dir)]
     subprocess.run(mount, check=True)
     stage.undo.callback(subprocess.run, ["umount", str(stage.a.state_dir)], check=True)

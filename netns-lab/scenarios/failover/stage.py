@@ -8,6 +8,7 @@ from typing import Final
 from scenarios.failover.traffic import Traffic
 from tunsec.model.flow import Keying, OnReconnect
 from tunsec.policy.intent import parse_policy
+from tunsec_lab.capture import LeakWatch
 from tunsec_lab.cluster import Cluster
 from tunsec_lab.errors import LabError
 from tunsec_lab.host import Host, Lab
@@ -46,12 +47,19 @@ class Load:
 
 @dataclass
 class Stage:
-    """Everything runs on it; `pace` shortens how long a trouble lasts."""
+    """Everything runs on it. `pace` shortens how long a trouble lasts, `look_every` is how many
+    seconds pass between two looks whether all is at rest. `today` is in `defaults:` of the policy
+    where no trouble says otherwise, and `turn` says which host is the first one."""
 
     lab: Lab
     traffic: Traffic
     keying: Keying
+    watch: LeakWatch
     pace: float = 1.0
+    today: str = ""
+    turn: int = 0
+    look_every: float = 0.1
+    ca_days: int = 60
     dropped_by_wire: int = 0
     """Packets that the scenario had the wire lose."""
     ended_at: list[float] = field(default_factory=list)
@@ -60,20 +68,21 @@ class Stage:
     """What must be undone when no daemon runs any more."""
 
     def __post_init__(self) -> None:
-        defaults = self._defaults("")
         self.cluster = Cluster(
             self.lab,
             flows=self.traffic.flows,
-            defaults=defaults,
+            defaults=self._defaults(""),
             services=self.traffic.services,
             age=CERTIFICATE_AGE,
+            ca_days=self.ca_days,
         )
         self.load = Load(self.traffic, self.lab)
 
     @property
     def hosts(self) -> tuple[Host, ...]:
-        """All."""
-        return tuple(self.lab.hosts.values())
+        """All, from the one whose turn it is."""
+        hosts = tuple(self.lab.hosts.values())
+        return hosts[self.turn :] + hosts[: self.turn]
 
     @property
     def a(self) -> Host:
@@ -86,7 +95,8 @@ class Stage:
         return self.hosts[1]
 
     def _defaults(self, more: str) -> str:
-        return f"  {{keying: {self.keying}{', ' if more else ''}{more}}}\n"
+        parts = [f"keying: {self.keying}", *filter(None, [more or self.today])]
+        return f"  {{{', '.join(parts)}}}\n"
 
     def policy(self, defaults: str = "") -> str:
         """The cluster's policy, with something of its own in `defaults:`."""
@@ -108,7 +118,7 @@ class Stage:
             self.traffic.open(host)
 
     def _start_charon(self, host: Host) -> None:
-        if self.keying is Keying.IKE:
+        if self.keying is Keying.IKE or host.name in self.cluster.charons:
             self.cluster.start_charon(host)
 
     def over(self) -> None:

@@ -107,6 +107,34 @@ class Vxlan:
 
 
 @dataclass(frozen=True)
+class Ring(Vxlan):
+    """Each host speaks with the next one, the last one with the first, so often a second."""
+
+    name: str = "ring"
+    topology: str = "three-hosts-ipv4"
+    needs: tuple[str, ...] = (
+        *("esp-ipv4", "esn", "vxlan", "bridge", "nft-inet", "nft-netdev-egress", "netem"),
+    )
+    rate: float = RATE
+
+    def probes(self, lab: Lab) -> list[Probe]:
+        """One from each host."""
+        hosts = [*lab.hosts.values()]
+        return [
+            Probe(
+                source,
+                target,
+                to=target.overlay_addresses("red")[0],
+                rate=self.rate,
+                port=FIRST_PORT + number,
+            )
+            for number, (source, target) in enumerate(
+                zip(hosts, [*hosts[1:], hosts[0]], strict=True)
+            )
+        ]
+
+
+@dataclass(frozen=True)
 class RdsTcp:
     """RDS over TCP: one way over IPv4, where the sender has the smaller address, the other over
     IPv6, where it has the larger one."""

@@ -2,14 +2,15 @@
 
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 from scenarios.failover.aftermath import Credentials, idle, leftovers, orphans, restless
 from scenarios.failover.scenario import BACK_WITHIN, STUCK, Cost, Scenario
-from scenarios.failover.stage import Stage
+from scenarios.failover.stage import Load, Stage
 from scenarios.failover.traffic import Traffic
 from tunsec.model.flow import Keying
 from tunsec_lab.capture import LeakFound, LeakWatch
@@ -20,11 +21,17 @@ from tunsec_lab.probe import ProbeReport
 
 AT_REST_WITHIN: Final = 60.0
 """Seconds, for everything that was superseded to go."""
-LOOK_EVERY: Final = 0.1
 SILENCE: Final = 0.1
 """Seconds without a packet before the last one was sent: it did not come."""
 TAIL: Final = 0.5
 """Seconds of packets before the trouble, and after the cluster is at rest."""
+
+
+class Watched(Protocol):
+    """What the watch over a wire tells at its end."""
+
+    clear: int
+    faults: list[str]
 
 
 @dataclass
@@ -59,8 +66,10 @@ def run(scenario: Scenario, kind: str, keying: Keying, *, pace: float = 1.0) -> 
     """On hosts of its own. Whatever goes wrong is in the outcome."""
     outcome = Outcome(scenario, kind, keying)
     try:
-        with watched_stage(scenario, keying, scenario.kinds[kind], outcome, pace=pace) as stage:
-            suffer(scenario, stage, outcome)
+        with watched_stage(keying, scenario.kinds[kind], outcome, pace=pace) as stage:
+            scenario.prepare(stage)
+            start(stage)
+            suffer(scenario, stage, outcome, {keying: leftovers(stage)})
     except Exception as error:  # noqa: BLE001 - the other scenarios are still to be run
         frame = traceback.extract_tb(error.__traceback__)[-1]
         outcome.faults.append(f"{type(error).__name__}: {error} ({frame.name})")
@@ -69,7 +78,7 @@ def run(scenario: Scenario, kind: str, keying: Keying, *, pace: float = 1.0) -> 
 
 @contextmanager
 def watched_stage(
-    scenario: Scenario, keying: Keying, traffic: Traffic, outcome: Outcome, *, pace: float
+    keying: Keying, traffic: Traffic, watched: Watched, *, pace: float = 1.0, ca_days: int = 60
 ) -> Iterator[Stage]:
     """A cluster whose wire is watched from before its first daemon to after its last."""
     with (
@@ -77,25 +86,36 @@ def watched_stage(
         LeakWatch(lab, protected=traffic.protected) as watch,
     ):
         watch.prove_sees(lambda: traffic.speak_in_clear(lab))
-        stage = Stage(lab, traffic, keying, pace=pace)
+        stage = Stage(lab, traffic, keying, watch, pace=pace, ca_days=ca_days)
         with stage.undo:
             try:
-                scenario.prepare(stage)
                 yield stage
             finally:
                 lab.destroy(*stage.hosts)
-                outcome.clear = watch.report().clear
+                watched.clear = watch.report().clear
                 try:
                     watch.assert_closed()
                 except LeakFound as error:
-                    outcome.faults.append(str(error))
+                    watched.faults.append(str(error))
 
 
-def suffer(scenario: Scenario, stage: Stage, outcome: Outcome) -> None:
-    """The trouble under load, until the cluster is at rest again."""
+def start(stage: Stage) -> None:
+    """Returns when all is protected, and at rest."""
     stage.start()
     wait_for_rest(stage)
-    fresh = leftovers(stage)
+
+
+def suffer(
+    scenario: Scenario,
+    stage: Stage,
+    outcome: Outcome,
+    fresh: Mapping[Keying, Counter[str]],
+) -> None:
+    """The trouble under load, until the cluster is at rest again. `fresh` is what a cluster at rest
+    has of everything, by its keying."""
+    stage.dropped_by_wire = 0
+    stage.ended_at.clear()
+    stage.load = Load(stage.traffic, stage.lab)
     if scenario.defaults:
         stage.reload(stage.policy(scenario.defaults))
     before = Credentials.of(stage, time.monotonic())
@@ -116,11 +136,11 @@ def suffer(scenario: Scenario, stage: Stage, outcome: Outcome) -> None:
         now = time.monotonic()
         if outcome.reauth_s is None and not (outlasting := before.outlasting(stage, now)):
             outcome.reauth_s = now - ended_at
-        left = waits(stage) or orphans(fresh, leftovers(stage))
+        left = waits(stage) or orphans(fresh[stage.keying], leftovers(stage))
         done = not left and (outcome.reauth_s is not None or not outcome.must_reauth)
         if done or now > until:
             break
-        time.sleep(LOOK_EVERY)
+        time.sleep(stage.look_every)
     time.sleep(TAIL)
     stage.load.end()
     measure(outcome, stage)
@@ -139,7 +159,7 @@ def wait_for_rest(stage: Stage) -> None:
     while found := restless(stage) or idle(leftovers(stage)):
         if time.monotonic() > until:
             raise LabError(f"a fresh cluster is not at rest: {found}")
-        time.sleep(LOOK_EVERY)
+        time.sleep(stage.look_every)
 
 
 # -- figures --------------------------------------------------------------------------------------

@@ -32,6 +32,21 @@ def test_charon_is_where_it_always_is_or_where_it_is_said_to_be() -> None:
     assert parse_url(told.charon) == Path("/run/x/vici")
 
 
+def test_the_kernel_is_read_every_five_minutes_or_as_often_as_told() -> None:
+    assert parse_settings([], hostname="db1", environment={}).look_every == 300.0
+    told = parse_settings(["--look-every", "2h"], hostname="db1", environment={})
+    assert told.look_every == 7200.0
+
+
+@pytest.mark.parametrize("span", ["10", "0s", "often"])
+def test_a_span_that_makes_no_sense_is_a_usage_error(
+    span: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse_settings(["--look-every", span], hostname="db1", environment={})
+    assert "--look-every" in capsys.readouterr().err
+
+
 def test_an_unknown_option_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         parse_settings(["--fast"], hostname="db1", environment={})

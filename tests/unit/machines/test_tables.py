@@ -1,10 +1,13 @@
 """Every pair of state and fact is a transition, a race with its reason, or a bug."""
 
 from enum import StrEnum
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
 
+from tunsec.machines.diagrams import TABLES, page
+from tunsec.machines.offer import OFFER, OfferFact, OfferPhase
 from tunsec.machines.slots import INBOUND, OUTBOUND, InboundFact, OutboundFact, SaState
 from tunsec.machines.table import Table
 from tunsec.model.errors import Bug
@@ -41,9 +44,46 @@ def test_an_outbound_sa_is_in_use_from_the_start() -> None:
     }
 
 
-@pytest.mark.parametrize("table", [INBOUND, OUTBOUND], ids=lambda table: table.name)
-def test_each_race_has_a_reason(table: Table[SaState, StrEnum]) -> None:
+def test_an_offer_is_published_once_and_lingers_once() -> None:
+    forgotten = {(OfferPhase.FORGOTTEN, fact) for fact in OfferFact}
+    assert impossible(OFFER, OfferPhase, OfferFact) == forgotten | {
+        # At most one is on its way to the directory, and one in it.
+        (OfferPhase.PUBLISHING, OfferFact.SUCCEEDED),
+        (OfferPhase.PUBLISHING, OfferFact.LINGERED),
+        (OfferPhase.CURRENT, OfferFact.PUBLISHED),
+        (OfferPhase.CURRENT, OfferFact.LINGERED),
+        (OfferPhase.SUPERSEDED, OfferFact.PUBLISHED),
+    }
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
+def test_each_race_has_a_reason(table: Table[StrEnum, StrEnum]) -> None:
     assert all(len(reason) > 10 for reason in table.ignored.values())
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
+def test_all_that_a_table_names_can_be_reached(table: Table[StrEnum, StrEnum]) -> None:
+    reached: set[StrEnum] = set()
+    waiting: set[StrEnum] = {table.first}
+    while waiting:
+        reached |= waiting
+        waiting = {
+            after for (before, _), after in table.transitions.items() if before in waiting
+        } - reached
+    assert {state for state, _ in {**table.transitions, **table.ignored}} <= reached
+
+
+def test_every_table_is_on_the_page() -> None:
+    folder = Path(__file__).parents[3] / "tunsec" / "machines"
+    made = sum(path.read_text().count(": Final = Table(") for path in folder.glob("*.py"))
+    assert made == len(TABLES)
+
+
+def test_the_page_of_the_machines_is_up_to_date() -> None:
+    committed = (Path(__file__).parents[3] / "docs" / "machines.md").read_text()
+    assert committed == page(), (
+        "make it anew: python3 -m tunsec.machines.diagrams > docs/machines.md"
+    )
 
 
 def test_nothing_is_removed_under_a_sender() -> None:
