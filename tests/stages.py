@@ -108,7 +108,7 @@ STAGES: Final = {
             (
                 in_lab(
                     *("--clock", "virtual", "--timeout", "20m"),
-                    tests=("-m", "virtual_time", "tests/lab"),
+                    tests=("-m", "virtual_time and not long", "tests/lab"),
                 ),
             ),
             needs="build",
@@ -131,6 +131,10 @@ STAGES: Final = {
                 in_lab(
                     *("--cpus", "2", "--timeout", "40m"),
                     tests=("-m", "long and not virtual_time", "tests/lab"),
+                ),
+                in_lab(
+                    *("--clock", "virtual", "--timeout", "40m"),
+                    tests=("-m", "long and virtual_time", "tests/lab"),
                 ),
             ),
         ),
