@@ -67,7 +67,7 @@ class Laws:
         self._versions: dict[str, _Version] = {}
         self._sas: dict[str, _Sas] = {}
         self._excused: set[SaId] = set()
-        self._leaving: dict[str, set[Reqid]] = {}
+        self._leaving: dict[str, set[tuple[Reqid, Address]]] = {}
         self._owners = {
             int(address): host.name for host in world.intent.hosts for address in host.addresses
         }
@@ -134,18 +134,17 @@ class Laws:
         marks = {(one.id.flow, one.id.tenant): one.mark for one in before.children if one.mark}
         then = {(one.id, one.mark) for one in scope.with_held(Held({}, marks)).children}
         gone = {child.id for child in before.children if (child.id, child.mark) not in then}
-        self._leaving[host.name] = {child.reqid for child in before.children if child.id in gone}
+        self._leaving[host.name] = {
+            (child.reqid, child.id.local) for child in before.children if child.id in gone
+        }
         self.drops_late(host)
 
     def drops_late(self, host: "SimHost") -> None:
         """What a policy took away goes now: a daemon may have died before it came to that, and
         have got new SAs meanwhile."""
-        addresses = host.scope.addresses if host.engine is None else host.engine.scope.addresses
-        reqids = self._leaving.get(host.name, set())
+        leaving = self._leaving.get(host.name, set())
         self.excuse(
-            sa_id
-            for sa_id, sa in host.kernel.all_sas()
-            if sa.reqid in reqids and sa_id.dst in addresses
+            sa_id for sa_id, sa in host.kernel.all_sas() if (sa.reqid, sa_id.dst) in leaving
         )
 
     def may_cut_off(self, host: "SimHost", peer: "SimHost") -> None:
