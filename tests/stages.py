@@ -42,15 +42,16 @@ WITH_CHARON: Final = (
     "tests/lab/test_failover.py",
     "tests/lab/test_ike_refusals.py",
     "tests/lab/test_mixed_keyings.py",
-    "tests/lab/test_service_address.py",
     "tests/lab/test_vxlan_ike.py",
 )
 OF_KINDS: Final = (
     "tests/lab/test_all_kinds.py",
     "tests/lab/test_kinds.py",
+    "tests/lab/test_offload.py",
     "tests/lab/test_path_mtu.py",
     "tests/lab/test_rds.py",
     "tests/lab/test_roce.py",
+    "tests/lab/test_service_address.py",
     "tests/lab/test_tenants.py",
     "tests/lab/test_tenants_external.py",
 )
