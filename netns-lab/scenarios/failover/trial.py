@@ -36,8 +36,8 @@ class Watched(Protocol):
 
 @dataclass
 class Outcome:
-    """The figures of a trial; `faults` are what should not be, in words, and `slow` what took longer
-    than it should: that is also what a machine with other work makes of it."""
+    """The figures of a trial; `faults` are what should not be, in words, and `slow` what took
+    longer than it should: that is also what a machine with other work makes of it."""
 
     scenario: Scenario
     kind: str
