@@ -190,7 +190,7 @@ def senders(flow: FlowStatus) -> list[bool]:
     return sorted(one.own for one in flow.ike.child_sas)
 
 
-@pytest.mark.parametrize("tunsec_name", [TUNSEC, "db3"])
+@pytest.mark.parametrize("tunsec_name", [TUNSEC, pytest.param("db3", marks=pytest.mark.long)])
 def test_each_side_sends_on_its_own_child_sa(lab: Lab, watch: LeakWatch) -> None:
     both = Both(lab)
     both.start()
@@ -205,6 +205,7 @@ def test_each_side_sends_on_its_own_child_sa(lab: Lab, watch: LeakWatch) -> None
             assert probe.report.lost == 0
 
 
+@pytest.mark.long
 def test_with_a_psk(lab: Lab, watch: LeakWatch) -> None:
     secret = lab.folder / "psk"
     secret.write_text(f"{PSK}\n")
