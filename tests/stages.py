@@ -39,19 +39,19 @@ ELSEWHERE: Final = ("tests/lab", "tests/sim", "tests/contract/test_kernel_xfrm.p
 """What has a stage of its own, or needs a kernel that few hosts have."""
 WITH_CHARON: Final = (
     "tests/lab/ike",
-    "tests/lab/test_explain.py",
     "tests/lab/test_failover.py",
     "tests/lab/test_ike_refusals.py",
     "tests/lab/test_mixed_keyings.py",
-    "tests/lab/test_revocation.py",
     "tests/lab/test_vxlan_ike.py",
 )
 OF_KINDS: Final = (
     "tests/lab/test_all_kinds.py",
+    "tests/lab/test_explain.py",
     "tests/lab/test_kinds.py",
     "tests/lab/test_offload.py",
     "tests/lab/test_path_mtu.py",
     "tests/lab/test_rds.py",
+    "tests/lab/test_revocation.py",
     "tests/lab/test_roce.py",
     "tests/lab/test_service_address.py",
     "tests/lab/test_tenants.py",
