@@ -42,15 +42,18 @@ WITH_CHARON: Final = (
     "tests/lab/test_failover.py",
     "tests/lab/test_ike_refusals.py",
     "tests/lab/test_mixed_keyings.py",
-    "tests/lab/test_service_address.py",
     "tests/lab/test_vxlan_ike.py",
 )
 OF_KINDS: Final = (
     "tests/lab/test_all_kinds.py",
+    "tests/lab/test_explain.py",
     "tests/lab/test_kinds.py",
+    "tests/lab/test_offload.py",
     "tests/lab/test_path_mtu.py",
     "tests/lab/test_rds.py",
+    "tests/lab/test_revocation.py",
     "tests/lab/test_roce.py",
+    "tests/lab/test_service_address.py",
     "tests/lab/test_tenants.py",
     "tests/lab/test_tenants_external.py",
 )
@@ -108,7 +111,7 @@ STAGES: Final = {
             (
                 in_lab(
                     *("--clock", "virtual", "--timeout", "20m"),
-                    tests=("-m", "virtual_time", "tests/lab"),
+                    tests=("-m", "virtual_time and not long", "tests/lab"),
                 ),
             ),
             needs="build",
@@ -131,6 +134,10 @@ STAGES: Final = {
                 in_lab(
                     *("--cpus", "2", "--timeout", "40m"),
                     tests=("-m", "long and not virtual_time", "tests/lab"),
+                ),
+                in_lab(
+                    *("--clock", "virtual", "--timeout", "40m"),
+                    tests=("-m", "long and virtual_time", "tests/lab"),
                 ),
             ),
         ),

@@ -9,7 +9,7 @@ from scenarios.failover.scenario import Scenario
 from scenarios.failover.stage import Stage
 from scenarios.year.life import TROUBLED, live
 
-pytestmark = [pytest.mark.needs(*TROUBLED.needs), pytest.mark.virtual_time]
+pytestmark = [pytest.mark.needs(*TROUBLED.needs), pytest.mark.virtual_time, pytest.mark.long]
 
 SEED = 6
 WEEK = 7

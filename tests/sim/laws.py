@@ -9,7 +9,7 @@ from tunsec.daemon.scope import Scope
 from tunsec.machines import ike_peer, pair
 from tunsec.model.flow import Child, Keying
 from tunsec.model.ike import GIVES_UP_AFTER
-from tunsec.model.names import Address, HostName, Mark
+from tunsec.model.names import Address, HostName, Mark, Reqid
 from tunsec.model.ownership import is_our_sa, is_our_sp
 from tunsec.model.record import Claim
 from tunsec.model.sa import Sa, SaId
@@ -66,6 +66,7 @@ class Laws:
         self._versions: dict[str, _Version] = {}
         self._sas: dict[str, _Sas] = {}
         self._excused: set[SaId] = set()
+        self._leaving: dict[str, set[tuple[Reqid, Address]]] = {}
         self._owners = {
             int(address): host.name for host in world.intent.hosts for address in host.addresses
         }
@@ -150,11 +151,17 @@ class Laws:
         marks = {(one.id.flow, one.id.tenant): one.mark for one in before.children if one.mark}
         then = {(one.id, one.mark) for one in scope.with_held(Held({}, marks)).children}
         gone = {child.id for child in before.children if (child.id, child.mark) not in then}
-        reqids = {child.reqid for child in before.children if child.id in gone}
+        self._leaving[host.name] = {
+            (child.reqid, child.id.local) for child in before.children if child.id in gone
+        }
+        self.drops_late(host)
+
+    def drops_late(self, host: "SimHost") -> None:
+        """What a policy took away goes now: a daemon may have died before it came to that, and
+        have got new SAs meanwhile."""
+        leaving = self._leaving.get(host.name, set())
         self.excuse(
-            sa_id
-            for sa_id, sa in host.kernel.all_sas()
-            if sa.reqid in reqids and sa_id.dst in before.addresses
+            sa_id for sa_id, sa in host.kernel.all_sas() if (sa.reqid, sa_id.dst) in leaving
         )
 
     def may_cut_off(self, host: "SimHost", peer: "SimHost") -> None:

@@ -215,6 +215,7 @@ class World:
         served = host.claims.served
         host.engine = Engine(host=host.name, ports=ports, post=post, claims=book, served=served)
         host.on_start(host)
+        self.laws.drops_late(host)
         if not self.with_engine(host, lambda engine: engine.start(host.scope)):
             self.crash(host)  # a daemon that cannot close does not run on
         else:

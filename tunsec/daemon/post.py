@@ -330,10 +330,15 @@ class PostRoom:
         return news
 
     def _revision_heard(self, author: HostName, heard: ConfirmationSeq) -> int:
-        """Which revision of our record the peer has acted on; older ones need not be kept."""
+        """Which revision of our record the peer has acted on, 0 for one of an earlier life; older
+        ones need not be kept.
+
+        A number between two of ours is of an earlier life too: one that could not write its numbers
+        down, before the clock was set back.
+        """
         said = self._said.get(author, [])
         known = [row for row in said if row[0] <= heard]
-        if not known:
+        if not known or known[-1][0] != heard:
             return 0
         self._said[author] = [known[-1], *(row for row in said if row[0] > heard)]
         return known[-1][1]

@@ -24,7 +24,7 @@ from tunsec_lab.charon import CHARON
 def tell(outcome: Outcome, took: float) -> None:
     """One line of figures, one of each thing that should not be."""
     reauth = "-" if outcome.reauth_s is None else f"{outcome.reauth_s:.1f} s"
-    verdict = "FAILED" if outcome.faults else "ok"
+    verdict = "FAILED" if outcome.missed else "ok"
     print(
         f"{verdict:<6} {outcome.name:<48} lost {outcome.lost:>6,} of {outcome.sent:>7,}  "
         f"gap {outcome.gap_ms:>7,.0f} ms  back after {outcome.back_ms:>6,.0f} ms  "
@@ -32,7 +32,7 @@ def tell(outcome: Outcome, took: float) -> None:
         f"[{took:.0f} s]",
         flush=True,
     )
-    for fault in outcome.faults:
+    for fault in outcome.missed:
         print(f"       {fault}", flush=True)
 
 
@@ -94,7 +94,7 @@ def main() -> int:
         outcomes.append(outcome)
         if options.page and options.pace == 1.0:
             write(options.page, outcomes)
-    missed = sum(bool(outcome.faults) for outcome in outcomes)
+    missed = sum(bool(outcome.missed) for outcome in outcomes)
     print(f"{len(outcomes) - missed} of {len(outcomes)} reach their figures")
     return 1 if missed else 0
 

@@ -40,7 +40,7 @@ def row(outcome: Outcome) -> tuple[str, ...]:
         str(outcome.clear),
         "-" if outcome.reauth_s is None else f"{outcome.reauth_s:.1f}",
         str(outcome.orphans),
-        "not reached" if outcome.faults else "ok",
+        "not reached" if outcome.missed else "ok",
     )
 
 
@@ -79,7 +79,7 @@ def results(outcomes: Sequence[Outcome], *, where: str, before: str = "") -> str
         if trial not in ran
     }
     for outcome in outcomes:
-        missed[key(outcome)] = [f"- {outcome.name}: {fault}" for fault in outcome.faults]
+        missed[key(outcome)] = [f"- {outcome.name}: {fault}" for fault in outcome.missed]
     text = table(HEADS, [rows[trial] for trial in known if trial in rows]) + f"\n{where}\n"
     told = [line for trial in known for line in missed.get(trial, [])]
     return text + ("\nNot reached:\n\n" + "\n".join(told) + "\n" if told else "")

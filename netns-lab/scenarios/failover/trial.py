@@ -36,7 +36,8 @@ class Watched(Protocol):
 
 @dataclass
 class Outcome:
-    """The figures of a trial; `faults` are what should not be, in words."""
+    """The figures of a trial; `faults` are what should not be, in words, and `slow` what took
+    longer than it should: that is also what a machine with other work makes of it."""
 
     scenario: Scenario
     kind: str
@@ -55,6 +56,12 @@ class Outcome:
     old keys was left; None when they did not."""
     orphans: int = 0
     faults: list[str] = field(default_factory=list)
+    slow: list[str] = field(default_factory=list)
+
+    @property
+    def missed(self) -> list[str]:
+        """Everything that keeps it from its figures."""
+        return [*self.faults, *self.slow]
 
     @property
     def name(self) -> str:
@@ -228,9 +235,11 @@ def judge(outcome: Outcome, left: Sequence[str], outlasting: str, seen: str) -> 
         case Cost.NOTHING if outcome.lost:
             say(f"{outcome.lost} packets lost, gap {outcome.gap_ms:.0f} ms: {seen}")
         case Cost.NOTHING if outcome.gap_ms > 1e3 * STUCK:
-            say(f"nothing came for {outcome.gap_ms:.0f} ms: {seen}")
+            outcome.slow.append(f"nothing came for {outcome.gap_ms:.0f} ms: {seen}")
         case Cost.GAP if outcome.back_ms > 1e3 * BACK_WITHIN:
-            say(f"packets come again {outcome.back_ms:.0f} ms after the trouble has ended")
+            outcome.slow.append(
+                f"packets come again {outcome.back_ms:.0f} ms after the trouble has ended"
+            )
         case _:
             pass
     if outcome.must_reauth and outcome.reauth_s is None:

@@ -71,7 +71,9 @@ class Host:
             return NftGuard().drops()[FLOW]
 
     def reaches(self, address: str, *options: str) -> bool:
-        """Whether three pings all come back."""
+        """Whether three pings all come back, with neighbours asked for anew: one that did not
+        answer before is asked again only after a second."""
+        self.run("ip neigh flush dev tun0")
         said = self.run(f"ping -c 3 -i 0.2 -W 1 {' '.join(options)} {address}", check=False)
         return " 3 received" in said
 

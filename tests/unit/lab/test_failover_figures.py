@@ -81,8 +81,8 @@ def test_what_a_scenario_may_cost(cost: Cost, figures: dict[str, Any], missed: s
     [scenario] = [one for one in SCENARIOS if one.name == _example(cost)]
     outcome = Outcome(scenario, "vxlan", Keying.DIRECTORY, **figures)
     judge(outcome, [], "", "")
-    assert len(outcome.faults) == bool(missed)
-    assert missed in "".join(outcome.faults)
+    assert len(outcome.missed) == bool(missed)
+    assert missed in "".join(outcome.missed)
 
 
 def _example(cost: Cost) -> str:
