@@ -106,18 +106,34 @@ class Tcp:
         peer = self._world.hosts[child.peer]
         self._world.tell(f"{host.name} resets what it has with {child.peer}")
         pair = frozenset((child.local, child.remote))
-        offers = {
-            one.name: max(one.engine.offers.holds, default=0)
-            for one in (host, peer)
-            if one.engine is not None
-        }
         mine = [ends for ends in host.sockets.there if _between(ends, child)]
         theirs = [ends for ends in peer.sockets.there if _between(_other(ends), child)]
         if any(host.sockets.there[ends].carried for ends in mine):
-            self._breaks[pair] = _Break(self._world.now, offers)
+            self._breaks[pair] = _Break(self._world.now, self._used())
         self._close(host, mine)
         if peer_sees:
             self._close(peer, theirs)
+
+    def _used(self) -> dict[HostName, int]:
+        """Each host's newest offer that is in an SA on which somebody may send."""
+        self.note()
+        used: dict[HostName, int] = {}
+        for host in self._world.hosts.values():
+            for sa_id, _ in host.kernel.all_sas():
+                receiver = self._host_of(sa_id.dst)
+                if receiver is host:
+                    continue
+                _, offers = self._made.get((receiver.name, sa_id.spi), (0.0, {}))
+                for name, offer in offers.items():
+                    used[name] = max(offer, used.get(name, 0))
+        return used
+
+    def _host_of(self, address: Address) -> "SimHost":
+        return next(
+            one
+            for one in self._world.hosts.values()
+            if address in self._world.intent.host(one.name).addresses
+        )
 
     def _close(self, host: "SimHost", gone: list[Ends]) -> None:
         for ends in gone:
@@ -158,11 +174,7 @@ class Tcp:
         )
         if not isinstance(sent, EspPacket):
             return
-        peer = next(
-            one
-            for one in self._world.hosts.values()
-            if ends.remote in self._world.intent.host(one.name).addresses
-        )
+        peer = self._host_of(ends.remote)
 
         def arrive() -> None:
             parted = self._world.wire.parted(host.name, peer.name)
@@ -176,13 +188,11 @@ class Tcp:
     def _begins(self, host: "SimHost", syn: Syn, packet: EspPacket) -> None:
         """The other end has taken the SYN; its answer goes back by what it sends on."""
         ends = syn.ends
+        dialler = self._host_of(ends.remote)
+        if _other(ends) not in dialler.sockets.there:
+            return  # the answer finds no socket, and is reset
         self._law_7(host, ends, packet.spi)
         host.sockets.there[ends] = Connection(ends, alive=True, carried=True)
-        dialler = next(
-            one
-            for one in self._world.hosts.values()
-            if ends.remote in self._world.intent.host(one.name).addresses
-        )
         back = host.kernel.send(
             Packet(ends.local, ends.remote, TCP, ends.local_port, ends.remote_port)
         )

@@ -20,6 +20,10 @@ a look at all sockets finds it missing (every few seconds, and at each SYN, for 
 What is missing is waited for: only the news of its end tells whether it had carried anything.
 
 Breaks that follow each other quickly are damped: the flow stays closed longer, never open.
+
+A gate that begins where an earlier life left SAs does not know what has broken since. It is BROKEN,
+and asks when the next connection wants to begin: what stands meanwhile is not disturbed. What the
+peer asks for before that was not asked for after those breaks, and serves none of them.
 """
 
 from collections.abc import Iterable, Mapping
@@ -205,7 +209,8 @@ class Gate:
     """Connections that were used and are not there any more; since when."""
     held: tuple[Held, ...] = ()
     ask_at: Instant | None = None
-    """While set, a break is damped until then."""
+    """While set, a break is damped until then. None while BROKEN: nobody knows of a break, and the
+    next connection asks."""
     debt: float = 0.0
     """Breaks that are not forgiven yet."""
     broke_at: Instant | None = None
@@ -230,13 +235,13 @@ def step(state: Gate, event: GateEvent, now: Instant, fraction: float) -> GateSt
     standing: Standing | None = None
     match event:
         case Begun(connections, used):
-            state = _begun(state, connections, used, now)
+            state = _begun(state, connections, used)
         case SynHeld(syn, connections, standing):
             state = _hold(_notice(state, connections, now, fraction), syn, now, fraction, actions)
         case Ended(connection, connections, standing):
             state = _ended(state, connection, now, fraction)
-            if state.state is not GateState.IN_USE:
-                state = _left(state, connections)
+            if state.state is GateState.BROKEN:
+                state = _left(state, connections)  # the renewal is yet to be asked for
         case Looked(connections, standing):
             state = _fates_due(_notice(state, connections, now, fraction), now, fraction)
             if state.state is GateState.RENEWING and standing.renewed and not state.missing:
@@ -267,6 +272,8 @@ def closed_reason(state: Gate) -> str:
     if state.state in OPEN:
         return ""
     broke = f"the connection to {state.child.peer} broke"
+    if _unasked(state):
+        return ""  # there is no new connection
     if state.state is GateState.BROKEN:
         return f"{broke}, again and again: waiting to re-authenticate"
     return f"re-authenticating: {broke}"
@@ -275,12 +282,12 @@ def closed_reason(state: Gate) -> str:
 # Facts
 
 
-def _begun(state: Gate, connections: tuple[Connection, ...], used: bool, now: Instant) -> Gate:
+def _begun(state: Gate, connections: tuple[Connection, ...], used: bool) -> Gate:
     """What an earlier life saw is not known: something may have broken while nobody looked."""
     live = {one.ends: Live(carried=one.carried) for one in connections if one.alive}
     if used:
         state = _moved(_moved(state, GateFact.LET), GateFact.BROKE)
-        return replace(state, live=live, broke_at=now, ask_at=now)
+        return replace(state, live=live)
     return _moved(replace(state, live=live), GateFact.LET) if live else state
 
 
@@ -310,11 +317,11 @@ def _notice(
 def _peer_asked(
     state: Gate, connections: tuple[Connection, ...], now: Instant, fraction: float, *, covers: bool
 ) -> Gate:
-    if covers:
+    if covers and not _unasked(state):
         state = _left(replace(state, ask_at=None), connections)
         return _moved(state, GateFact.PEER_ASKED)
     state = _notice(state, connections, now, fraction)
-    # What broke here wants a renewal of its own, and waits for it.
+    # What broke here, or may have, wants a renewal of its own, and waits for it.
     return state if state.state is GateState.BROKEN else _moved(state, GateFact.PEER_ASKED)
 
 
@@ -349,6 +356,8 @@ def _fates_due(state: Gate, now: Instant, fraction: float) -> Gate:
 
 
 def _broke(state: Gate, now: Instant, fraction: float) -> Gate:
+    if _unasked(state):
+        return replace(state, broke_at=now, ask_at=now, missing={})
     if state.state not in (GateState.IN_USE, GateState.RENEWING):
         return state
     forgiven = 0.0 if state.broke_at is None else (now - state.broke_at) / CALM
@@ -398,6 +407,8 @@ def _hold(state: Gate, syn: Syn, now: Instant, fraction: float, actions: list[Ac
     again += held[: max(0, len(held) + 1 - HELD)]
     actions += [Drop(one.syn) for one in again]
     held = [one for one in held if one not in again]
+    if _unasked(state):
+        state = replace(state, ask_at=now)
     return replace(state, held=(*held, Held(syn, now)))
 
 
@@ -420,6 +431,11 @@ def _judge(state: Gate, standing: Standing, now: Instant, actions: list[Action])
         else:
             waiting.append(replace(one, known=one.known or known))
     return replace(state, held=tuple(waiting))
+
+
+def _unasked(state: Gate) -> bool:
+    """An earlier life may have seen breaks, and nothing was asked for since."""
+    return state.state is GateState.BROKEN and state.ask_at is None
 
 
 def _moved(state: Gate, fact: GateFact) -> Gate:

@@ -21,6 +21,7 @@ from tunsec.machines.reconnect import (
     Renew,
     Standing,
     SynHeld,
+    closed_reason,
 )
 from tunsec.model.clock import Instant
 from tunsec.model.connection import Connection, Ends, Syn
@@ -246,8 +247,8 @@ def test_breaks_that_follow_each_other_are_damped() -> None:
     [
         ((), False, GateState.UNUSED),
         (there(1), False, GateState.IN_USE),
-        (there(1), True, GateState.RENEWING),
-        ((), True, GateState.RENEWING),
+        (there(1), True, GateState.BROKEN),
+        ((), True, GateState.BROKEN),
     ],
     ids=["nothing was said", "something goes on", "something may have broken", "all may have"],
 )
@@ -255,5 +256,23 @@ def test_a_daemon_that_begins(
     connections: tuple[Connection, ...], used: bool, state: GateState
 ) -> None:
     one = Driven()
-    one.tell(Begun(connections, used))
+    assert one.tell(Begun(connections, used)) == ()
     assert one.state is state
+    assert closed_reason(one.gate) == ""
+
+
+def test_what_may_have_broken_before_is_asked_of_the_next_connection_alone() -> None:
+    one = Driven()
+    one.tell(Begun(there(1), used=True))
+    assert one.tell(Looked(there(1), READY)) == ()
+    [order] = one.tell(SynHeld(syn(2), there(1, 2), READY))
+    assert isinstance(order, Renew)
+    assert one.tell(Looked(there(1, 2), SPENT)) == ()
+    assert one.tell(Looked(there(1, 2), RENEWED)) == (Let(syn(2)),)
+
+
+def test_what_stands_when_a_daemon_begins_and_ends_then_is_a_break() -> None:
+    one = Driven()
+    one.tell(Begun(there(1), used=True))
+    [order] = one.tell(Ended(there(1)[0], (), READY))
+    assert isinstance(order, Renew)
