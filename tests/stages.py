@@ -46,10 +46,12 @@ WITH_CHARON: Final = (
 )
 OF_KINDS: Final = (
     "tests/lab/test_all_kinds.py",
+    "tests/lab/test_explain.py",
     "tests/lab/test_kinds.py",
     "tests/lab/test_offload.py",
     "tests/lab/test_path_mtu.py",
     "tests/lab/test_rds.py",
+    "tests/lab/test_revocation.py",
     "tests/lab/test_roce.py",
     "tests/lab/test_service_address.py",
     "tests/lab/test_tenants.py",

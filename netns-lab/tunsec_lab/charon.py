@@ -88,6 +88,7 @@ class LabCharon:
                 "  filelog {",
                 "    stderr {",  # stdout is buffered, whatever flush_line says
                 "      default = 1",
+                "      ike_name = yes",
                 "    }",
                 "  }",
                 "  plugins {",

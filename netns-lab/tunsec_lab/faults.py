@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Final
 
 from tunsec_lab.carrier import LinkEvents
 from tunsec_lab.errors import LabError
@@ -31,6 +32,10 @@ class Fault:
         self.undo()
 
 
+ON_THE_WAY: Final = 1_000_000
+"""Packets that a long wire holds. netem's own limit of 1,000 would lose what nobody asked it to."""
+
+
 @dataclass(frozen=True)
 class Impairment:
     """What netem does to each packet on its way to a host."""
@@ -49,7 +54,7 @@ class Impairment:
     def netem(self) -> str:
         words = []
         if self.delay_ms:
-            words.append(f"delay {self.delay_ms:g}ms")
+            words.append(f"limit {ON_THE_WAY} delay {self.delay_ms:g}ms")
         if self.jitter_ms:
             words.append(f"{self.jitter_ms:g}ms")
         for name in ("loss", "reorder", "duplicate", "corrupt"):

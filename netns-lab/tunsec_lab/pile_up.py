@@ -1,5 +1,6 @@
 """What could pile up on the hosts of a cluster over a long time, counted and compared."""
 
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Final
@@ -11,6 +12,8 @@ from tunsec_lab.cluster import Cluster
 from tunsec_lab.host import Host
 from tunsec_lab.process import Process
 
+ANSWERED_SECONDS: Final = 1.0
+"""A daemon or charon that was asked just now has closed its end of the connection by then."""
 WRITTEN_LATE: Final = "sequences.json"
 SLACK_KIB: Final = 2048
 SLACK_CHARON_KIB: Final = 4096
@@ -50,6 +53,8 @@ def piled_up(cluster: Cluster) -> Counter[str]:
     for host in cluster.lab.hosts.values():
         if host.name in cluster.charons:
             found[f"{host.name}: IKE_SAs"] = len(ike_sas(cluster, host))
+    time.sleep(ANSWERED_SECONDS)
+    for host in cluster.lab.hosts.values():
         for name, process in programs(cluster, host).items():
             found[f"{host.name}: open files of {name}"] = open_files(process.pid)
             found[f"{host.name}: KiB of {name}"] = resident(process.pid)

@@ -44,10 +44,7 @@ def rds_in_clear(lab: Lab) -> None:
     a, b = lab.hosts.values()
     for one, other, version in ((a, b, 4), (b, a, 6)):
         talk(one, other, version=version)
-    for host in (a, b):
-        host.destroy()
-    for host in (a, b):
-        host.recreate()
+    lab.reboot(a, b)
 
 
 def transfer(one: Host, other: Host, *, verb: Verb, version: int) -> int:

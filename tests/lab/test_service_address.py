@@ -226,10 +226,7 @@ def test_rds_over_the_address_finds_its_new_holder(keying: str) -> None:
             """RDS keeps its connections, and speaks on them by itself: the hosts are rebooted."""
             comes(a, c)
             rds(c, a)
-            for host in (a, c):
-                host.destroy()
-            for host in (a, c):
-                host.recreate()
+            lab.reboot(a, c)
 
         watch.prove_sees(in_clear)
         cluster = Cluster(lab, flows=flow, services=SERVICES)

@@ -211,7 +211,7 @@ def policy(*, evpn: str) -> str:
     ("family", "keying"),
     [
         (Family.IPV4, "directory"),
-        (Family.IPV6, "ike"),
+        pytest.param(Family.IPV6, "ike", marks=pytest.mark.long),
         pytest.param(Family.IPV4, "ike", marks=pytest.mark.long),
         pytest.param(Family.IPV6, "directory", marks=pytest.mark.long),
     ],

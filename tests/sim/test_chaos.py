@@ -9,7 +9,7 @@ import pytest
 
 from tests.sim.repertoire import SHARES, play_all
 
-SEEDS = int(os.environ.get("TUNSEC_SIM_SEEDS", "600"))
+SEEDS = int(os.environ.get("TUNSEC_SIM_SEEDS", "500"))
 CHUNK, FEW = 10, 2
 """Seeds of one test, so that several processes share them; few where one takes long."""
 

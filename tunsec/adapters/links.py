@@ -12,6 +12,7 @@ from itertools import count
 from typing import Final, Self
 
 from tunsec.adapters.ethtool import esp_feature
+from tunsec.adapters.netlink import Monitor
 from tunsec.model.errors import Refused, Unavailable
 from tunsec.model.event import EventsLost, LinkChanged
 from tunsec.model.flow import Kind
@@ -28,7 +29,6 @@ DUMP_ATTEMPTS: Final = 5
 """A dump during which something changed is asked for again (NLM_F_DUMP_INTR)."""
 
 _SOL_NETLINK: Final = 270
-_NETLINK_ADD_MEMBERSHIP: Final = 1
 _NETLINK_EXT_ACK: Final = 11
 _DATAGRAM_BYTES: Final = 1 << 18
 
@@ -220,23 +220,13 @@ class HostLinks:
                     return
 
 
-class LinkMonitor:
-    """Hears of devices and addresses that come, change and go in this network namespace."""
+class LinkMonitor(Monitor):
+    """Hears of devices and addresses that come, change and go."""
 
     def __init__(self) -> None:
         """Joins the groups of links and of both families' addresses; or raises Unavailable."""
         groups = (rtnl.RTNLGRP_LINK, rtnl.RTNLGRP_IPV4_IFADDR, rtnl.RTNLGRP_IPV6_IFADDR)
-        try:
-            self._socket = _open()
-            self._socket.setblocking(False)
-            for group in groups:
-                self._socket.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, group)
-        except OSError as error:
-            raise Unavailable(f"cannot watch links: {error.strerror}") from error
-
-    def fileno(self) -> int:
-        """For the loop: readable when there is something to read()."""
-        return self._socket.fileno()
+        super().__init__(NETLINK_ROUTE, groups, what="links")
 
     def read(self) -> list[LinkChanged | EventsLost]:
         """Everything that waits, each device once; EventsLost first when some was lost.
@@ -245,35 +235,14 @@ class LinkMonitor:
         has gone. Never blocks.
         """
         names: dict[int, str | None] = {}
-        lost = False
-        while True:
-            try:
-                datagram, (sender, _) = self._socket.recvfrom(_DATAGRAM_BYTES)
-                if sender != 0:  # other processes may send to us too
-                    continue
-                for notice in rtnl.decode_link_notices(datagram):
-                    names[notice.ifindex] = notice.name or names.get(notice.ifindex)
-            except BlockingIOError:
-                break
-            except Malformed:
-                lost = True
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise Unavailable(f"cannot watch links: {error.strerror}") from error
-                lost = True
-        events: list[LinkChanged | EventsLost] = [EventsLost()] if lost else []
+
+        def note(datagram: bytes) -> None:
+            for notice in rtnl.decode_link_notices(datagram):
+                names[notice.ifindex] = notice.name or names.get(notice.ifindex)
+
+        events: list[LinkChanged | EventsLost] = [EventsLost()] if self._take(note) else []
         events += [LinkChanged(ifindex, name or _name(ifindex)) for ifindex, name in names.items()]
         return events
-
-    def close(self) -> None:
-        """Leave the groups."""
-        self._socket.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def _open() -> socket.socket:

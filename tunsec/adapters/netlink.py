@@ -30,6 +30,7 @@ _WHOLE_DATAGRAM: Final = 0xFFFF_FFFF
 _PORTID_AT: Final = 12  # struct nlmsghdr.nlmsg_pid
 _DATAGRAM_BYTES: Final = 1 << 16  # netlink_dump fills at most 32 KiB
 _NOTICES_BYTES: Final = 1 << 20
+_NOTICE_BYTES: Final = 1 << 18
 ANSWER_SECONDS: Final = 5.0  # the kernel answers within `send`; only a fault makes us wait
 
 
@@ -162,16 +163,13 @@ class NetlinkSocket:
         self.close()
 
 
-class TouchMonitor:
-    """Hears of every change of one kind in this network namespace, our own changes included."""
+class Monitor:
+    """Hears what the kernel tells of its own accord in this network namespace, our own changes
+    included."""
 
-    def __init__(
-        self, protocol: int, group: int, *, what: str, touches: Callable[[bytes], bool]
-    ) -> None:
-        """Joins a group; `touches` tells whether a datagram is of something of ours, or raises
-        Malformed. Raises Unavailable when the kernel lacks the family or the group."""
+    def __init__(self, protocol: int, groups: Iterable[int], *, what: str) -> None:
+        """Joins groups; raises Unavailable when the kernel lacks the family or one of them."""
         self._what = what
-        self._touches = touches
         try:
             self._socket = socket.socket(
                 socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol
@@ -179,7 +177,8 @@ class TouchMonitor:
             self._socket.setblocking(False)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _NOTICES_BYTES)
             self._socket.bind((0, 0))
-            self._socket.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, group)
+            for group in groups:
+                self._socket.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, group)
         except OSError as error:
             raise Unavailable(f"cannot watch {what}: {error.strerror}") from error
 
@@ -187,28 +186,26 @@ class TouchMonitor:
         """For the loop: readable when there is something to read()."""
         return self._socket.fileno()
 
-    def read(self) -> bool:
-        """Take everything that waits; whether something of ours may have been touched.
-
-        True as well when notifications were lost, or one makes no sense. Never blocks.
-        """
-        touched = False
+    def _take(self, note: Callable[[bytes], None]) -> bool:
+        """Gives `note`, which may raise Malformed, every datagram that waits; whether some were
+        lost or make no sense. Never blocks."""
+        lost = False
         while True:
             try:
-                datagram, (sender, _) = self._socket.recvfrom(_DATAGRAM_BYTES)
+                datagram, (sender, _) = self._socket.recvfrom(_NOTICE_BYTES)
                 if sender == 0:  # the kernel; other processes may send to us too
-                    touched = touched or self._touches(datagram)
+                    note(datagram)
             except BlockingIOError:
-                return touched
+                return lost
             except Malformed:
-                touched = True
+                lost = True
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise Unavailable(f"cannot watch {self._what}: {error.strerror}") from error
-                touched = True
+                lost = True
 
     def close(self) -> None:
-        """Leave the group."""
+        """Leave the groups."""
         self._socket.close()
 
     def __enter__(self) -> Self:
@@ -216,3 +213,28 @@ class TouchMonitor:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class TouchMonitor(Monitor):
+    """Hears of every change of one kind."""
+
+    def __init__(
+        self, protocol: int, group: int, *, what: str, touches: Callable[[bytes], bool]
+    ) -> None:
+        """Joins a group; `touches` tells whether a datagram is of something of ours, or raises
+        Malformed. Raises Unavailable when the kernel lacks the family or the group."""
+        super().__init__(protocol, (group,), what=what)
+        self._touches = touches
+
+    def read(self) -> bool:
+        """Take everything that waits; whether something of ours may have been touched.
+
+        True as well when notifications were lost, or one makes no sense. Never blocks.
+        """
+        touched = False
+
+        def look(datagram: bytes) -> None:
+            nonlocal touched
+            touched = touched or self._touches(datagram)
+
+        return self._take(look) or touched

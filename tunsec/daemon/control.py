@@ -14,6 +14,7 @@ import socket
 import struct
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import Final, Protocol, Self, TypeVar
@@ -158,13 +159,12 @@ class ControlServer:
 
     async def run(self) -> None:
         """Serve. Ends with an exception group when a Bug shows; block SPs stay."""
-        loop = asyncio.get_running_loop()
         slots = asyncio.Semaphore(MAX_CONNECTIONS)
         async with asyncio.TaskGroup() as clients:
             while True:
                 await slots.acquire()
                 try:
-                    connection, _ = await loop.sock_accept(self._socket_file.listener)
+                    connection = await self._accepted()
                 except OSError as error:
                     slots.release()
                     if error.errno not in _SHORTAGES:
@@ -172,7 +172,18 @@ class ControlServer:
                     await asyncio.sleep(ACCEPT_PAUSE)
                     continue
                 task = clients.create_task(self._serve(connection))
-                task.add_done_callback(lambda _: slots.release())
+                task.add_done_callback(partial(_ended, connection, slots))
+
+    async def _accepted(self) -> socket.socket:
+        """The next client. `loop.sock_accept` would leave one open that it has accepted in the
+        moment in which the server ends."""
+        while True:
+            try:
+                connection, _ = self._socket_file.listener.accept()
+            except BlockingIOError:
+                await _readable(self._socket_file.listener)
+            else:
+                return connection
 
     def close(self) -> None:
         """Stop listening and take the socket file away, if it is still ours."""
@@ -323,6 +334,22 @@ class ControlServer:
                 HTTPStatus.NOT_FOUND,
                 f"there is no flow {flow!r} on this host ({', '.join(known) or 'it has none'})",
             )
+
+
+async def _readable(sock: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    loop.add_reader(sock, readable.set)
+    try:
+        await readable.wait()
+    finally:
+        loop.remove_reader(sock)
+
+
+def _ended(connection: socket.socket, slots: asyncio.Semaphore, _: asyncio.Task[None]) -> None:
+    """A client is done with, or was cut off before anybody had begun with it."""
+    connection.close()
+    slots.release()
 
 
 def _json(body: object) -> Response:

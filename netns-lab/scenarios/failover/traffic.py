@@ -154,12 +154,12 @@ class RdsTcp:
         return (protect("rds-tcp"),)
 
     def speak_in_clear(self, lab: Lab) -> None:
-        """Both ways."""
+        """Both ways. RDS speaks on what it has connected for as long as a host runs."""
         a, b = lab.hosts.values()
         for one, other, version in ((a, b, 4), (b, a, 6)):
             with RdsTalk(one, other, version=version, sizes=(1,)) as talk:
                 talk.wait()
-        reboot(a, b)
+        lab.reboot(a, b)
 
     def boot(self, host: Host) -> None:
         """As docs/operations.md advises."""
@@ -201,7 +201,7 @@ class RdsService:
         comes(a, c)
         with RdsTalk(c, a, far=VIP, sizes=(1,)) as talk:
             talk.wait()
-        reboot(a, c)
+        lab.reboot(a, c)
 
     def boot(self, host: Host) -> None:
         """As docs/operations.md advises."""
@@ -225,14 +225,6 @@ def resend_soon(host: Host) -> None:
     not get through: a connection is back when the wire is."""
     with inside(host.netns):
         set_sysctls([("net/ipv4/tcp_rto_max_ms", "1000")])
-
-
-def reboot(*hosts: Host) -> None:
-    """What RDS has connected speaks by itself for as long as the host runs."""
-    for host in hosts:
-        host.destroy()
-    for host in hosts:
-        host.recreate()
 
 
 KINDS: Final[dict[str, Traffic]] = {each.name: each for each in (Vxlan(), RdsTcp())}

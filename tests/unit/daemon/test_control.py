@@ -1,6 +1,8 @@
 """The control socket: what is answered, who may ask, and what hostile clients cannot do."""
 
+import asyncio
 import contextlib
+import gc
 import json
 import os
 import select
@@ -15,11 +17,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.daemon.control_fake import EXPLANATION, OVERLAY, Served, nobody, served
+from tests.unit.daemon.control_fake import (
+    EXPLANATION,
+    OVERLAY,
+    FakeDaemon,
+    Served,
+    nobody,
+    served,
+)
 from tunsec.cli.client import Client, Failed
 from tunsec.cli.exits import Exit
 from tunsec.daemon import control, http
-from tunsec.daemon.control import Access
+from tunsec.daemon.control import Access, ControlServer
 from tunsec.model.errors import Bug, Refused, Unavailable
 from tunsec.wire.control import (
     PolicyBody,
@@ -388,3 +397,28 @@ def test_a_path_that_cannot_be_used_is_named(tmp_path: Path) -> None:
         pass
     with pytest.raises(Unavailable, match="too long"), served(tmp_path / ("x" * 120)):
         pass
+
+
+@pytest.mark.parametrize("steps", range(8))
+def test_a_client_that_comes_while_the_server_ends_is_not_left_open(
+    tmp_path: Path, steps: int
+) -> None:
+    """Whatever had been done for it by then."""
+    path = tmp_path / "control.sock"
+
+    async def end_soon(server: ControlServer, client: socket.socket) -> None:
+        task = asyncio.create_task(server.run())
+        await asyncio.sleep(0.01)
+        client.connect(str(path))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    with (
+        ControlServer(path, FakeDaemon(), access=Access(gid=None)) as server,
+        socket.socket(socket.AF_UNIX) as client,
+    ):
+        asyncio.run(end_soon(server, client))
+    gc.collect()  # what is still open is told of, and fails the test

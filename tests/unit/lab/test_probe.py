@@ -80,7 +80,7 @@ def test_netem_words() -> None:
     assert Impairment(loss_percent=1.5).netem() == "loss 1.5%"
     assert (
         Impairment(delay_ms=10, jitter_ms=2, reorder_percent=25).netem()
-        == "delay 10ms 2ms reorder 25%"
+        == "limit 1000000 delay 10ms 2ms reorder 25%"
     )
 
 
