@@ -126,7 +126,8 @@ def assert_the_routers_word_is_heard(cluster: Cluster, r: Host) -> None:
 
 
 @pytest.mark.needs("rds-tcp")
-def test_rds_and_programs_get_over_a_smaller_hop(lab: Lab) -> None:
+@pytest.mark.parametrize("silent", [False, True], ids=["the router says so", "silent"])
+def test_rds_and_programs_get_over_a_smaller_hop(lab: Lab, silent: bool) -> None:
     """With nothing set by hand: what the router says of ESP reaches the sockets. Where it says
     nothing, TCP finds out by itself if the admin lets it."""
     a, b, r = lab.hosts.values()
@@ -135,19 +136,14 @@ def test_rds_and_programs_get_over_a_smaller_hop(lab: Lab) -> None:
         for speak in (by_rds, by_tcp, by_udp):
             watch.prove_sees(partial(speak, a, b))
         start_anew(a, b)
-        cluster = Cluster(lab, flows=NAMED)
-        protect_both(cluster)
-        by_udp(a, b)
-        by_tcp(a, b)
-        by_rds(a, b)
-        start_anew(a, b)
-        r.nft(SILENT)
-        for host in (a, b):
-            with inside(host.netns):
-                set_sysctls([("net/ipv4/tcp_mtu_probing", "1")])
-        protect_both(cluster)
-        by_tcp(a, b)
-        by_rds(a, b)
+        if silent:
+            r.nft(SILENT)
+            for host in (a, b):
+                with inside(host.netns):
+                    set_sysctls([("net/ipv4/tcp_mtu_probing", "1")])
+        protect_both(Cluster(lab, flows=NAMED))
+        for speak in (by_tcp, by_rds) if silent else (by_udp, by_tcp, by_rds):
+            speak(a, b)
         watch.assert_closed()
 
 
@@ -183,7 +179,12 @@ def by_tcp(a: Host, b: Host) -> None:
 
 
 def by_udp(a: Host, b: Host) -> None:
-    """Datagrams larger than any wire. The first ones may be lost until the way is known."""
+    """Datagrams that a's wire takes whole but not the far one, then larger ones.
+
+    The other way round the kernel would not learn over IPv6: xfrm_interface is in the lab's kernel,
+    and takes what a router says of a piece of an ESP packet for nobody's
+    (xfrmi6_err, net/xfrm/xfrm_interface_core.c).
+    """
     for far, family in ((b.ipv4, socket.AF_INET), (b.ipv6, socket.AF_INET6)):
         with inside(b.netns):
             listening = socket.socket(family, socket.SOCK_DGRAM)
@@ -192,15 +193,19 @@ def by_udp(a: Host, b: Host) -> None:
         with listening, sending:
             listening.bind((str(far), FEED))
             listening.settimeout(1.0)
-            for _ in range(5):
-                sending.sendto(bytes(4000), (str(far), FEED))
-                try:
-                    assert len(listening.recv(8192)) == 4000
-                    break
-                except TimeoutError:
-                    continue
-            else:
-                raise AssertionError(f"no datagram of 4,000 bytes came to {far}")
+            for size in (1400, 4000):
+                assert comes(sending, listening, size), f"no datagram of {size} bytes to {far}"
+
+
+def comes(sending: socket.socket, listening: socket.socket, size: int) -> bool:
+    """Whether a datagram gets through. The first ones may be lost until the way is known."""
+    for _ in range(5):
+        sending.sendto(bytes(size), listening.getsockname())
+        try:
+            return len(listening.recv(8192)) == size
+        except TimeoutError:
+            continue
+    return False
 
 
 def sends_by_tcp(a: Host, b: Host, to: str) -> bool:
