@@ -42,6 +42,7 @@ WITH_CHARON: Final = (
     "tests/lab/test_failover.py",
     "tests/lab/test_ike_refusals.py",
     "tests/lab/test_mixed_keyings.py",
+    "tests/lab/test_reconnect.py",
     "tests/lab/test_vxlan_ike.py",
 )
 OF_KINDS: Final = (

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from tunsec.model.aead import AeadSpeed as AeadSpeed
 from tunsec.model.clock import Instant, WallTime
+from tunsec.model.connection import Connection, Syn
 from tunsec.model.errors import Refused, TunsecError
 from tunsec.model.guard import Guard, GuardDrops, VniMarks
 from tunsec.model.ike import IkeConnection
@@ -66,6 +67,26 @@ class GuardTable(Protocol):
 
     def remove(self) -> None:
         """Delete the table; that it is not there is no error."""
+        ...
+
+
+class Sockets(Protocol):
+    """Transport connections of this network namespace."""
+
+    def connections(self, port: int) -> tuple[Connection, ...]:
+        """All TCP connections with this port at either end; raises Refused or Unavailable."""
+        ...
+
+
+class SynGate(Protocol):
+    """Where the guard table holds new connections of gated flows."""
+
+    def let(self, syn: Syn) -> None:
+        """A held SYN goes on: an outbound one by the SP of now."""
+        ...
+
+    def drop(self, syn: Syn) -> None:
+        """A held SYN is dropped."""
         ...
 
 

@@ -52,7 +52,7 @@ def programs_cannot_dial(cluster: Cluster, one: Host, other: Host) -> None:
         assert injected(cluster, one, "bus") > before
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("keying", list(Keying))
 def test_rds_is_protected_from_its_first_packet_through_every_change(
     lab: Lab, watch: LeakWatch, keying: Keying

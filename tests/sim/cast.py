@@ -13,7 +13,7 @@ from tunsec.keying.chain import Trust
 from tunsec.keying.crl import what_it_says
 from tunsec.keying.identity import Identity
 from tunsec.model.clock import Seconds, WallTime
-from tunsec.model.flow import Keying
+from tunsec.model.flow import Keying, OnReconnect
 from tunsec.model.names import HostName
 from tunsec.policy.intent import Intent, ServiceAddress, parse_policy
 
@@ -118,6 +118,36 @@ def policy(
             replace(flow, rekey=replace(flow.rekey, soft_packets=soft_packets))
             for flow in intent.flows
         ),
+    )
+
+
+BESIDE = """
+  copy: {kind: tcp, port: 5001, between: all, on_reconnect: reauth}
+  lan: {kind: vxlan, between: all}
+"""
+
+
+def with_connections(
+    *,
+    keying: Keying,
+    after: str = QUIET,
+    on_reconnect: OnReconnect = OnReconnect.REAUTH,
+    beside: bool = False,
+) -> Intent:
+    """Two hosts with a TCP flow whose new connections are gated; `beside` it more flows."""
+    return parse_policy(
+        f"""
+version: 1
+hosts:
+  h0: {{address: [192.0.2.1]}}
+  h1: {{address: [192.0.2.2]}}
+defaults: {{keying: {keying}, rekey: {{after: {after}}}}}
+flows:
+  bus: {{kind: tcp, port: 5000, between: all, on_reconnect: {on_reconnect}}}
+{BESIDE if beside else ""}
+ike: {{dead_after: 5s}}
+""",
+        "sim.yaml",
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from tests.sim.charon import FakeCharon
 from tests.sim.charon_link import CharonLink
 from tests.sim.kernel import FakeKernel, Packet
+from tests.sim.tcp import FakeSockets, FakeSynGate
 from tunsec.daemon.engine import Engine
 from tunsec.daemon.scope import Scope
 from tunsec.keying.claims import NO_CLAIMS, KnownClaims
@@ -128,6 +129,8 @@ class SimHost:
     scope: Scope
     """What the state folder keeps: the policy in force, and what was released or retired."""
     charon: FakeCharon = field(init=False)
+    sockets: FakeSockets = field(default_factory=FakeSockets)
+    syns: FakeSynGate = field(init=False)
     link: CharonLink | None = None
     """What the daemon has of it."""
     links: FakeLinks = field(init=False)

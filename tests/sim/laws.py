@@ -13,7 +13,6 @@ from tunsec.model.names import Address, HostName, Mark, Reqid
 from tunsec.model.ownership import is_our_sa, is_our_sp
 from tunsec.model.record import Claim
 from tunsec.model.sa import Sa, SaId
-from tunsec.model.selector import UDP
 from tunsec.model.sp import Sp, SpDirection, SpId
 from tunsec.policy.desired import Held
 
@@ -85,6 +84,8 @@ class Laws:
         self.checks += 1
         changed: list[SimHost] = []
         for host in self._world.hosts.values():
+            self._excuse_what_is_spent(host)
+        for host in self._world.hosts.values():
             version = _version(host)
             before = self._versions.get(host.name)
             if before == version:
@@ -103,8 +104,24 @@ class Laws:
         for host in changed:
             self._receiver_first(host)
 
+    def breaks(self, text: str) -> None:
+        """Somebody else has seen a law broken."""
+        self._break(text)
+
     def _break(self, text: str) -> None:
         raise Broken(f"{text}\n{self._world.tale()}")
+
+    def _excuse_what_is_spent(self, host: "SimHost") -> None:
+        """After a break law 7 counts more than law 2: what there is goes, whoever sends on it."""
+        if host.engine is None or not host.engine.gates.needed:
+            return
+        for child in host.engine.scope.children:
+            if host.engine.gates.closed_reason(child.id):
+                self.excuse(
+                    sa_id
+                    for sa_id, sa in host.kernel.all_sas()
+                    if sa.reqid == child.reqid and sa_id.dst == child.id.local
+                )
 
     # What the world tells: what nobody could avoid
 
@@ -363,7 +380,12 @@ class Laws:
     def _by_its_own_sas(self, host: "SimHost", child: Child, mark: Mark) -> None:
         for selector in child.outbound:
             sent = Packet(
-                child.id.local, child.id.remote, UDP, 40_000, selector.dport.port, mark.value
+                child.id.local,
+                child.id.remote,
+                selector.proto,
+                40_000,
+                selector.dport.port,
+                mark.value,
             )
             sp = host.kernel.lookup(SpDirection.OUT, sent)
             if sp is None or not is_our_sp(sp):
@@ -401,9 +423,9 @@ def packets(scope: Scope) -> frozenset[tuple[Packet, bool]]:
     """A packet of each flow that a scope answers for, to and from each peer; True leaves. Those
     that leave bear no mark, or that of any tenant."""
     return frozenset(
-        (Packet(own, peer, UDP, 40_000, port, mark), True)
+        (Packet(own, peer, flow.proto, 40_000, port, mark), True)
         if outbound
-        else (Packet(peer, own, UDP, 40_000, port), False)
+        else (Packet(peer, own, flow.proto, 40_000, port), False)
         for flow in scope.guarded
         for port in flow.ports
         for peer in flow.peers

@@ -21,6 +21,7 @@ from tests.sim.host import FakeGuard, FakeLinks, NoMarks, SimHost
 from tests.sim.kernel import EspPacket, FakeKernel, Packet
 from tests.sim.laws import Laws
 from tests.sim.standing import Standing, standings
+from tests.sim.tcp import FakeSynGate, Tcp
 from tests.sim.wire import Wire
 from tunsec.daemon.engine import Engine, Ports
 from tunsec.daemon.post import PostRoom
@@ -40,6 +41,7 @@ from tunsec.model.secret import Secret
 from tunsec.model.step import Step
 from tunsec.policy.desired import inbound_sps, outbound_sps
 from tunsec.policy.intent import Intent
+from tunsec.policy.kinds import ON_WIRE
 from tunsec.ports import Directory as DirectoryPort
 from tunsec.ports import Record
 
@@ -82,6 +84,7 @@ class World:
         self.wire = Wire()
         self.charons = Charons(self)
         self.directory = Directory(self.dice, self.later, lambda: Instant(self.now))
+        self.tcp = Tcp(self)
         self.hosts = {host.name: self._host(host.name) for host in intent.hosts}
         self.story: list[str] = []
         self.laws = Laws(self)
@@ -95,6 +98,7 @@ class World:
         kernel = FakeKernel(lambda: Instant(self.now))
         host = SimHost(name, kernel, FakeGuard(), Scope(name, self.intent, "sim"))
         host.links = FakeLinks(self.intent.host(name).addresses, kernel)
+        host.syns = FakeSynGate(self.tcp, host)
         self.charons.give(host, self.intent.host(name).addresses)
         self._wire(host, kernel)
         return host
@@ -121,6 +125,7 @@ class World:
             self.now = max(self.now, at)
             act()
             self.laws.check()
+            self.tcp.note()
         self.now = end
 
     def _next(self) -> tuple[float, Callable[[], object]]:
@@ -145,7 +150,7 @@ class World:
         host.kernel.expire()
 
     def _tick(self, host: SimHost) -> None:
-        self._with_engine(host, lambda engine: engine.tick())
+        self.with_engine(host, lambda engine: engine.tick())
 
     def run_until(self, done: Callable[[], bool], limit: float, *, look: float = 0.05) -> float:
         """Run until something holds, looking every `look` seconds; returns the seconds it took,
@@ -198,6 +203,8 @@ class World:
             clock,
             entropy,
             host.link,
+            host.sockets,
+            host.syns,
         )
         book = ClaimBook(
             identity(host.name, host.certificate),
@@ -209,7 +216,7 @@ class World:
         host.engine = Engine(host=host.name, ports=ports, post=post, claims=book, served=served)
         host.on_start(host)
         self.laws.drops_late(host)
-        if not self._with_engine(host, lambda engine: engine.start(host.scope)):
+        if not self.with_engine(host, lambda engine: engine.start(host.scope)):
             self.crash(host)  # a daemon that cannot close does not run on
         else:
             self.directory.watch(host.name, lambda records: self._records(host, records))
@@ -221,7 +228,7 @@ class World:
 
         def answer(act: Callable[[], None]) -> None:
             if host.engine is not None and host.life == life:
-                self._with_engine(host, lambda _: act())
+                self.with_engine(host, lambda _: act())
 
         return answer
 
@@ -239,10 +246,10 @@ class World:
         return lambda act: answer(lambda: hear_or_die(act))
 
     def _records(self, host: SimHost, records: Sequence[Record]) -> None:
-        self._with_engine(host, lambda engine: engine.on_records(records))
+        self.with_engine(host, lambda engine: engine.on_records(records))
 
-    def _with_engine(self, host: SimHost, act: Callable[[Engine], object]) -> bool:
-        """Whether the daemon was there and lived through it."""
+    def with_engine(self, host: SimHost, act: Callable[[Engine], object]) -> bool:
+        """Have a daemon do something. Whether the daemon was there and lived through it."""
         if host.engine is None:
             return False
         try:
@@ -277,6 +284,7 @@ class World:
             self.laws.forgets(host)
         host.engine = host.ring = host.link = None
         host.dies_unanswered = False
+        host.syns.held.clear()
         self.directory.unwatch(host.name)
         self.tell(f"{host.name} is dead")
 
@@ -292,6 +300,7 @@ class World:
         self.laws.kernel_replaced(host)
         host.kernel = fresh
         host.guard.guard = None
+        host.sockets.there.clear()
         host.links.held = frozenset(self.intent.host(host.name).addresses)
         host.closed.clear()
         self.tell(f"{host.name} rebooted")
@@ -303,7 +312,7 @@ class World:
         self.tell(f"{service} comes to {host.name}")
         host.links.held |= self.service(service)
         self.charons.address_comes(host, self.service(service))
-        self._with_engine(host, lambda engine: engine.on_links_changed())
+        self.with_engine(host, lambda engine: engine.on_links_changed())
 
     def move_out(self, host: SimHost, service: str) -> None:
         """A service address goes from a host."""
@@ -312,7 +321,7 @@ class World:
         for other in self.hosts.values():
             if self.service(service) <= other.links.held:
                 self.charons.address_comes(other, self.service(service))
-        self._with_engine(host, lambda engine: engine.on_links_changed())
+        self.with_engine(host, lambda engine: engine.on_links_changed())
 
     def service(self, name: str) -> frozenset[Address]:
         """Addresses of a service."""
@@ -332,7 +341,7 @@ class World:
         if host.engine is None:
             host.scope = scope
             return
-        lived = self._with_engine(host, lambda engine: engine.change_scope(scope))
+        lived = self.with_engine(host, lambda engine: engine.change_scope(scope))
         self._renew_link(host)
         if lived or self.dice.random() < 0.5:  # a policy file outlives the daemon that read it
             self._keep(host, scope)
@@ -345,7 +354,7 @@ class World:
         scope = host.scope.without(flow)
         self.laws.may_open(host, scope)
         self._keep(host, scope)
-        self._with_engine(host, lambda engine: engine.release(engine.scope.without(flow)))
+        self.with_engine(host, lambda engine: engine.release(engine.scope.without(flow)))
         self._renew_link(host)
 
     def _keep(self, host: SimHost, scope: Scope) -> None:
@@ -372,7 +381,7 @@ class World:
         self._reload_identity(host)
 
     def _reload_identity(self, host: SimHost) -> None:
-        self._with_engine(
+        self.with_engine(
             host,
             lambda engine: engine.renew_identity(
                 identity(host.name, host.certificate), trust(host.revoked)
@@ -396,7 +405,7 @@ class World:
         self.directory.away = False
         self.tell("directory is back")
         for host in self.hosts.values():
-            self._with_engine(host, lambda engine: engine.on_directory_back())
+            self.with_engine(host, lambda engine: engine.on_directory_back())
             self.directory.retell(host.name)
 
     def excuse(self, ids: Sequence[SaId]) -> None:
@@ -410,7 +419,7 @@ class World:
         fact: KernelEvent = EventsLost() if lost else event
 
         def arrive() -> None:
-            self._with_engine(host, lambda engine: engine.on_kernel_events([(fact, ours)]))
+            self.with_engine(host, lambda engine: engine.on_kernel_events([(fact, ours)]))
 
         self.later(self.dice.uniform(0.0, 0.02), arrive)
 
@@ -422,7 +431,7 @@ class World:
         flow = next(flow for flow in self.intent.flows if flow.name == child.flow)
         owner = next(host for host in self.hosts.values() if child.local in host.links.held)
         mark = owner.guard.mark_of(child)
-        return Packet(child.local, child.remote, 17, 40_000, flow.port, mark)
+        return Packet(child.local, child.remote, ON_WIRE[flow.kind].proto, 40_000, flow.port, mark)
 
     def probe(self, probe: Probe, owner: SimHost, child: ChildId) -> None:
         """Send one packet of a child to its peer."""

@@ -11,6 +11,7 @@ from typing import Final
 
 from tunsec.daemon.alarm import Alarms
 from tunsec.daemon.drift import Drift
+from tunsec.daemon.gates import Gates
 from tunsec.daemon.guarding import Guarding
 from tunsec.daemon.health import Counters, Part, Troubles
 from tunsec.daemon.ike_desk import IkeDesk
@@ -37,6 +38,7 @@ from tunsec.machines.facts import (
     OutboundTaken,
     OwnOffered,
     RecordPublished,
+    RenewalWanted,
     RolloverWanted,
     SaLost,
     SaSoftExpired,
@@ -61,8 +63,10 @@ from tunsec.machines.orders import (
     WithdrawOffer,
 )
 from tunsec.machines.outbox import Delivered, Withdraw, Write
+from tunsec.machines.reconnect import Standing
 from tunsec.machines.slots import SaState
 from tunsec.model.clock import Deadline, Instant, Seconds
+from tunsec.model.connection import ConnectionEnded, EndsLost, Syn
 from tunsec.model.errors import Bug, Refused, Unavailable
 from tunsec.model.event import (
     Acquired,
@@ -76,7 +80,7 @@ from tunsec.model.event import (
     SpChanged,
     SpdFlushed,
 )
-from tunsec.model.flow import Child, ChildId, Keying, Kind, OffloadWish
+from tunsec.model.flow import Child, ChildId, Keying, Kind, OffloadWish, OnReconnect
 from tunsec.model.ike_sa import IkeEvent
 from tunsec.model.names import Address, HostName, OfferSeq, Reqid
 from tunsec.model.ownership import is_our_reqid
@@ -94,6 +98,8 @@ from tunsec.ports import (
     Links,
     Rdma,
     Record,
+    Sockets,
+    SynGate,
     VniMarking,
 )
 
@@ -124,6 +130,9 @@ class Ports:
     clock: Clock
     entropy: Entropy
     ike: Ike | None = None
+    sockets: Sockets | None = None
+    syns: SynGate | None = None
+    """Both are needed where new connections of a flow must wait for fresh authentication."""
 
 
 OFFERS: Final = "offers"
@@ -206,6 +215,14 @@ class Engine:
             wake=self._run,
             list_every=look_every,
         )
+        self.gates = Gates(
+            sockets=ports.sockets,
+            syns=ports.syns,
+            clock=ports.clock,
+            entropy=ports.entropy,
+            standing=self._standing,
+            renew=self._renew,
+        )
         self.vips = VipDesk(
             host=host,
             boot=post.boot,
@@ -242,6 +259,7 @@ class Engine:
         self._end(self._drift.marked_otherwise(scope))
         self._withdraw_leftovers()
         self._look()
+        self.gates.set_children(self.scope.children, self._stands)
         self._begin_keying()
         self._run()
 
@@ -259,6 +277,7 @@ class Engine:
         self._put_guard()
         self._end(otherwise)
         self._enter(scope)
+        self.gates.set_children(self.scope.children, self._stands)
         self.vips.enter(scope, self._addresses_here())
         self._follow_holders()
         self._tell_pairs(self.post.renew_grants(scope.grants))
@@ -296,13 +315,19 @@ class Engine:
 
     def deadline(self) -> Deadline | None:
         """When `tick` must be called at the latest."""
-        all_three = (self._alarms.next(), self.ike.deadline(), self.vips.deadline())
-        return min((one for one in all_three if one is not None), default=None)
+        found = (
+            self._alarms.next(),
+            self.ike.deadline(),
+            self.vips.deadline(),
+            self.gates.deadline(),
+        )
+        return min((one for one in found if one is not None), default=None)
 
     def tick(self) -> None:
         """Time has passed."""
         self.ike.tick()
         self.vips.tick()
+        self.gates.tick()
         now = self._ports.clock.now()
         for target in self._alarms.due(now):
             match target:
@@ -364,6 +389,16 @@ class Engine:
     def on_charon_away(self, reason: str) -> None:
         """charon cannot be used; the kernel goes on with what it has."""
         self.ike.on_charon_away(reason)
+        self._run()
+
+    def on_syn(self, syn: Syn) -> None:
+        """The kernel holds a new connection of a gated flow."""
+        self.gates.on_syn(syn)
+        self._run()
+
+    def on_connections(self, events: Iterable[ConnectionEnded | EndsLost]) -> None:
+        """Connections ended, whosever."""
+        self.gates.on_ended(events)
         self._run()
 
     def want_proof(self, reason: str) -> None:
@@ -445,6 +480,7 @@ class Engine:
             self._look_soon("service addresses moved")
         self.scope = scope
         self._enter(scope)
+        self.gates.set_children(self.scope.children, self._stands)
         self._look()
         self._begin_keying()
         return True
@@ -648,6 +684,35 @@ class Engine:
         if self._children[child].keying is Keying.DIRECTORY and self._carried_by_ike(child):
             self.ike.take(child)
 
+    def _stands(self, child: ChildId) -> bool:
+        """Whether a child has SAs, of whichever keying."""
+        return self._carried_by_pair(child) or self._carried_by_ike(child)
+
+    def _standing(self, child: ChildId) -> Standing:
+        """What a gate must know of a child. While it moves from one keying to the other, nothing
+        counts as renewed before the move is done."""
+        known = self._children[child]
+        pair_state = self.pairs.get(child.peer)
+        by_pair = Standing() if pair_state is None else pair.standing(pair_state, child)
+        by_ike = self.ike.standing(child)
+        mine, other = (by_ike, by_pair) if known.keying is Keying.IKE else (by_pair, by_ike)
+        return Standing(
+            mine.sends or other.sends,
+            mine.fresh | other.fresh,
+            mine.stale | other.stale,
+            mine.renewed and child not in self._moving,
+        )
+
+    def _renew(self, child: ChildId, reason: str) -> None:
+        """A connection of a child broke: fresh authentication, or fresh keys, at both ends."""
+        known = self._children[child]
+        proof = known.on_reconnect is OnReconnect.REAUTH
+        log.warning("connection broke", extra=fields({"child": child, "reason": reason}))
+        if known.keying is Keying.IKE:
+            self.ike.renew(child, proof=proof)
+        else:
+            self._queue.append(_Queued(("pair", child.peer), RenewalWanted(child, proof)))
+
     def _flow_of_pair(self, child: ChildId) -> FlowState | None:
         pair_state = self.pairs.get(child.peer)
         return pair_state.flows.get(child) if pair_state is not None else None
@@ -818,7 +883,12 @@ class Engine:
         while not self._closed:
             if self._queue:
                 self._step(self._queue.popleft())
-            elif not (self._follow_holders() or self.ike.work() or self._check_moves()):
+            elif not (
+                self._follow_holders()
+                or self.ike.work()
+                or self._check_moves()
+                or self.gates.work()
+            ):
                 break
         self._changed()
 
@@ -981,6 +1051,9 @@ class Engine:
             if old is flow:
                 continue
             self._index.update(old, flow)
+            if old is not None and flow.spent is not None and flow.spent != old.spent:
+                covers = all(map(flow.spent.has, old.all))
+                self.gates.on_peer_asked(child, covers=covers)
             was = old.phase if old is not None else None
             if was is not flow.phase:
                 self._log_phase(after, flow, was or "NEW")

@@ -30,6 +30,7 @@ from tunsec.machines.ike_facts import (
     LoadEnded,
     OutboundPinned,
     ReauthWanted,
+    RenewalWanted,
     SaGone,
     SaUsage,
     SeenChild,
@@ -37,7 +38,7 @@ from tunsec.machines.ike_facts import (
     Stray,
     UsageTold,
 )
-from tunsec.machines.ike_flow import IkeFlow
+from tunsec.machines.ike_flow import IkeFlow, is_spent, renewed, spent_strays
 from tunsec.machines.ike_orders import (
     Initiate,
     ListSas,
@@ -50,6 +51,7 @@ from tunsec.machines.ike_orders import (
 )
 from tunsec.machines.ike_peer import IkeState
 from tunsec.machines.orders import Action, BlockOutbound
+from tunsec.machines.reconnect import Standing
 from tunsec.model.clock import Deadline, Instant, Seconds
 from tunsec.model.errors import Bug, Refused, TunsecError, Unavailable
 from tunsec.model.flow import Child, ChildId
@@ -303,6 +305,28 @@ class IkeDesk:
         """Every peer must prove anew who it is."""
         for connection_id in self._connections:
             self._tell(connection_id, ReauthWanted(reason))
+
+    def renew(self, child: ChildId, *, proof: bool) -> None:
+        """A connection of a child broke."""
+        self._tell(_connection_of(child), RenewalWanted(child, proof))
+
+    def standing(self, child: ChildId) -> Standing:
+        """What a gate must know of a child."""
+        connection = self._connections.get(_connection_of(child))
+        flow = None if connection is None else connection.state.flows.get(child)
+        if connection is None or flow is None:
+            return Standing()
+        old = ike_peer.of_before_break(connection.state, flow)
+        stale = {one.spi_in for one in flow.held if is_spent(flow, one, old)}
+        fresh = {one.spi_in for one in flow.held} - stale
+        stale |= {stray.spi for stray in spent_strays(flow) if stray.inbound}
+        fresh |= {stray.spi for stray in flow.strays if stray.inbound} - stale
+        return Standing(
+            flow.pinned is not None,
+            frozenset(fresh),
+            frozenset(stale),
+            renewed(flow, old, self._clock.now()),
+        )
 
     def on_sa_gone(self, sa_id: SaId, reqid: Reqid) -> None:
         """An SA of ours left the kernel."""

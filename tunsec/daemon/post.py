@@ -26,6 +26,7 @@ from tunsec.machines.facts import (
     PeerOfferEnded,
     PeerOfferRefused,
     PeerRevoked,
+    Renewal,
 )
 from tunsec.machines.orders import PublishRecord
 from tunsec.machines.pair import PairEvent
@@ -34,7 +35,7 @@ from tunsec.model.clock import Seconds, WallTime
 from tunsec.model.errors import Refused
 from tunsec.model.flow import Child, ChildId
 from tunsec.model.names import Address, Boot, ConfirmationSeq, HostName, OfferSeq, Spi
-from tunsec.model.record import Confirmation, Offer, Receives, Sends
+from tunsec.model.record import Confirmation, Offer, Receives, Renews, Sends
 from tunsec.model.sa import SaDirection
 from tunsec.model.secret import Secret
 from tunsec.ports import Clock, Entropy, Record
@@ -146,6 +147,7 @@ class PostRoom:
                 for child, spi in order.sends
             ),
             heard=order.heard,
+            renews=tuple(_renews(row) for row in order.renews),
         )
         path = str(ConfirmationPath(peer, self._host))
         return Record(path, self._ring.seal_confirmation(confirmation))
@@ -360,6 +362,16 @@ class PostRoom:
                 for row in said.sends
             ),
             heard=self._revision_heard(author, said.heard),
+            renews=tuple(
+                Renewal(
+                    ChildId(author, row.flow, row.tenant, local=row.dst, remote=row.src),
+                    own=row.reader_spent,
+                    peer=row.author_spent,
+                    proof=row.proof,
+                    done=row.done,
+                )
+                for row in said.renews
+            ),
         )
 
     def refuse(self, refused: RecordRefused, record: Record) -> None:
@@ -441,4 +453,18 @@ def _receives(keyed: Keyed) -> Receives:
         author_offer=keyed.own_offer,
         reader_offer=keyed.peer_offer,
         esn=keyed.esn,
+    )
+
+
+def _renews(row: Renewal) -> Renews:
+    child = row.child
+    return Renews(
+        child.flow,
+        child.tenant,
+        src=child.local,
+        dst=child.remote,
+        author_spent=row.own,
+        reader_spent=row.peer,
+        proof=row.proof,
+        done=row.done,
     )

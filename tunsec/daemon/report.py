@@ -152,7 +152,9 @@ def _flow_status(
         tally = tally.plus(sa, inbound=sa.id.dst == child.id.local)
     since = engine.active_since.get(child.id)
     rollover = engine.offers.rollover_at
-    reason = engine.troubles.guard or blocked_reason(state, flow)
+    reason = (
+        engine.troubles.guard or blocked_reason(state, flow) or engine.gates.closed_reason(child.id)
+    )
     return replace(
         child_status(child, Keying.DIRECTORY, flow.phase, reason),
         spi_in=None if spi_in is None else spi_hex(spi_in),

@@ -50,6 +50,7 @@ def _flow_status(
         engine.troubles.guard
         or (engine.offloads.refusal(child) if phase not in PROTECTED else "")
         or blocked_reason(connection.state, flow, now)
+        or engine.gates.closed_reason(child.id)
     )
     return replace(
         child_status(child, Keying.IKE, phase, reason),

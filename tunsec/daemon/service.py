@@ -21,6 +21,8 @@ from tunsec.adapters.namespace_lock import claim_namespace
 from tunsec.adapters.nft import GuardMonitor, NftGuard
 from tunsec.adapters.psk_file import read_psk
 from tunsec.adapters.rdma import HostRdma
+from tunsec.adapters.sockets import SocketEvents, Sockets
+from tunsec.adapters.syn_queue import SynQueue
 from tunsec.adapters.system import SystemClock, SystemEntropy
 from tunsec.adapters.systemd import Notifier
 from tunsec.adapters.tc import TcMarks, TcMonitor
@@ -102,6 +104,8 @@ class Service:
         self._guard: NftGuard
         self._marks = TcMarks()
         self._links: HostLinks
+        self._syns: SynQueue
+        self._gate_trouble = ""
         self._directory: FileDirectory
         self._identity: LoadedIdentity
         self._ring: Keyring
@@ -139,6 +143,7 @@ class Service:
             self._accept(known, intent, scope)
             self._give_credentials()
             self._check_devices()
+            self._open_gates()
             access = Access.of_group(anyone_reads=self._settings.anyone_reads)
             control = self._cleanup.enter_context(
                 ControlServer(self._settings.run / "control.sock", self, access=access)
@@ -335,6 +340,8 @@ class Service:
             remember=self._memory.remember_charon,
         )
         self._cleanup.callback(self._charon.close)
+        self._syns = SynQueue()
+        self._cleanup.callback(self._syns.close)
         known = self._memory.claims()
         self.engine = Engine(
             host=self._settings.host,
@@ -348,6 +355,8 @@ class Service:
                 self._clock,
                 entropy,
                 self._charon,
+                self._sockets(),
+                self._syns,
             ),
             post=post,
             claims=ClaimBook(
@@ -360,6 +369,28 @@ class Service:
         self._directory.on_records(self._on_records)
         self._directory.on_available(self._on_available)
         self._directory.on_refused(lambda refused: post.refuse(refused, Record(refused.path, b"")))
+
+    def _sockets(self) -> Sockets:
+        sockets = Sockets()
+        self._cleanup.callback(sockets.close)
+        return sockets
+
+    def _open_gates(self) -> None:
+        """Take over the queue of new connections, once a flow has one. If that fails there are no
+        new connections: the guard's rules have no bypass."""
+        if self._syns.bound or not self.engine.gates.needed:
+            return
+        try:
+            ended = SocketEvents()
+            self._cleanup.callback(ended.close)
+            self._syns.bind()
+        except Refused as error:
+            self._gate_trouble = f"no new connection of a flow with 'on_reconnect': {error}"
+            log.error(self._gate_trouble)
+            return
+        self._gate_trouble = ""
+        self._watch(ended.fileno(), lambda: self.engine.on_connections(ended.read()))
+        self._watch(self._syns.fileno(), lambda: self._syns.read(self.engine.on_syn))
 
     def _give_credentials(self) -> None:
         """charon gets what the policy in force asks for, and keeps no more than that."""
@@ -515,7 +546,12 @@ class Service:
         age = self._clock.now() - self._policy_since
         soon = self._identity.warnings_at(self._clock.wall())
         warnings = [str(problem) for problem in soon]
-        more = (self._memory.trouble, self._guard.boot_trouble, self._untried)
+        more = (
+            self._memory.trouble,
+            self._guard.boot_trouble,
+            self._untried,
+            self._gate_trouble,
+        )
         warnings += [text for text in more if text]
         return report.status(
             self.engine,
@@ -587,6 +623,7 @@ class Service:
         self._proof_outdated |= loaded.crls != self._identity.crls
         self._identity, self._psk = loaded, psk
         self._give_credentials()
+        self._open_gates()
         self._policy_status = replace(self._policy_status, error="")
         known = KnownPolicy(policy.text, policy.source, self._file_hash())
         self._accept(known, intent, scope)

@@ -44,11 +44,15 @@ from tunsec.model.record import (
     Confirmation,
     Offer,
     Receives,
+    Renews,
     Sends,
 )
 
 OFFER_TYPE: Final = "tunsec-offer-1"
 CONFIRMATION_TYPE: Final = "tunsec-confirmation-1"
+RENEWING_TYPE: Final = "tunsec-confirmation-2"
+"""One with `renews`. What has none is written as before, so that hosts of an earlier release read
+it: they refuse only what they could not act on."""
 CLAIM_TYPE: Final = "tunsec-claim-1"
 OFFER_DOMAIN: Final = b"tunsec 1 offer\0"
 CONFIRMATION_DOMAIN: Final = b"tunsec 1 confirmation\0"
@@ -167,7 +171,8 @@ def decode_signed_claim(record: bytes, *, path: str) -> SignedClaim:
 def encode_confirmation(confirmation: Confirmation) -> bytes:
     """The body that is authenticated."""
     return encode_canonical(
-        {
+        _renews(confirmation)
+        | {
             "author": confirmation.author,
             "reader": confirmation.reader,
             "author_offer": confirmation.author_offer,
@@ -196,11 +201,30 @@ def encode_confirmation(confirmation: Confirmation) -> bytes:
     )
 
 
-def encode_sealed_confirmation(body: bytes, *, mac: bytes) -> bytes:
-    """The record of a confirmation."""
-    return encode_canonical(
-        {"type": CONFIRMATION_TYPE, "body": to_base64(body), "mac": to_base64(mac)}
-    )
+def _renews(confirmation: Confirmation) -> dict[str, Json]:
+    if not confirmation.renews:
+        return {}
+    return {
+        "renews": [
+            [
+                row.flow,
+                row.tenant,
+                str(row.src),
+                str(row.dst),
+                row.author_spent,
+                row.reader_spent,
+                int(row.proof),
+                int(row.done),
+            ]
+            for row in confirmation.renews
+        ]
+    }
+
+
+def encode_sealed_confirmation(body: bytes, *, mac: bytes, renewing: bool = False) -> bytes:
+    """The record of a confirmation; `renewing` says that its body has `renews`."""
+    kind = RENEWING_TYPE if renewing else CONFIRMATION_TYPE
+    return encode_canonical({"type": kind, "body": to_base64(body), "mac": to_base64(mac)})
 
 
 def decode_sealed_confirmation(record: bytes, *, path: str) -> SealedConfirmation:
@@ -228,12 +252,12 @@ class _UnknownType(ValueError):
     """The record is of a kind that is not expected here."""
 
 
-def _envelope(value: Json, kind: str) -> Fields:
+def _envelope(value: Json, *kinds: str) -> tuple[Fields, str]:
     fields = Fields(value, "record")
     found = fields.text("type")
-    if found != kind:
-        raise _UnknownType(f"{found[:60]!r} where {kind!r} is expected")
-    return fields
+    if found not in kinds:
+        raise _UnknownType(f"{found[:60]!r} where {kinds[0]!r} is expected")
+    return fields, found
 
 
 def _parse_signed_offer(value: Json, limit: int) -> SignedOffer:
@@ -248,7 +272,7 @@ def _parse_signed_claim(value: Json, limit: int) -> SignedClaim:
 
 def _parse_signed(value: Json, kind: str, limit: int) -> tuple[bytes, bytes, tuple[bytes, ...]]:
     """Body, signature and chain of an envelope."""
-    fields = _envelope(value, kind)
+    fields, _ = _envelope(value, kind)
     body = fields.raw("body", limit=limit)
     signature = fields.raw("signature", limit=MAX_SIGNATURE)
     chain = fields.rows("chain", _parse_certificate, limit=MAX_CHAIN)
@@ -297,14 +321,15 @@ def _parse_claim(value: Json) -> Claim:
 
 
 def _parse_sealed_confirmation(value: Json, limit: int) -> SealedConfirmation:
-    fields = _envelope(value, CONFIRMATION_TYPE)
+    fields, kind = _envelope(value, CONFIRMATION_TYPE, RENEWING_TYPE)
     body = fields.raw("body", limit=limit)
     mac = fields.raw("mac", limit=MAC_BYTES, exact=True)
     fields.done()
-    return SealedConfirmation(_parse_confirmation(decode_canonical(body)), body, mac)
+    confirmation = _parse_confirmation(decode_canonical(body), renewing=kind == RENEWING_TYPE)
+    return SealedConfirmation(confirmation, body, mac)
 
 
-def _parse_confirmation(value: Json) -> Confirmation:
+def _parse_confirmation(value: Json, *, renewing: bool) -> Confirmation:
     fields = Fields(value, "confirmation")
     confirmation = Confirmation(
         author=_host(fields, "author"),
@@ -315,8 +340,11 @@ def _parse_confirmation(value: Json) -> Confirmation:
         receives=fields.rows("receives", _parse_receives, limit=MAX_ROWS),
         sends=fields.rows("sends", _parse_sends, limit=MAX_ROWS),
         heard=ConfirmationSeq(fields.number("heard")),
+        renews=fields.rows("renews", _parse_renews, limit=MAX_ROWS) if renewing else (),
     )
     fields.done()
+    if renewing and not confirmation.renews:
+        raise ValueError("confirmation.renews is empty")
     return confirmation
 
 
@@ -348,6 +376,27 @@ def _parse_receives(value: Json, where: str) -> Receives:
 
 def _parse_sends(value: Json, where: str) -> Sends:
     return _parse_sends_fields(_row(value, where, ("flow", "tenant", "src", "dst", "spi")))
+
+
+def _parse_renews(value: Json, where: str) -> Renews:
+    fields = _row(
+        value,
+        where,
+        ("flow", "tenant", "src", "dst", "author_spent", "reader_spent", "proof", "done"),
+    )
+    row = Renews(
+        flow=FlowName(fields.text("flow")),
+        tenant=_tenant(fields.text_or_none("tenant")),
+        src=fields.address("src"),
+        dst=fields.address("dst"),
+        author_spent=OfferSeq(fields.number("author_spent")),
+        reader_spent=OfferSeq(fields.number("reader_spent")),
+        proof=bool(fields.number("proof", high=1)),
+        done=bool(fields.number("done", high=1)),
+    )
+    if row.src.version != row.dst.version:
+        raise ValueError(f"{row.src} and {row.dst} are of two families")
+    return row
 
 
 def _parse_sends_fields(fields: Fields) -> Sends:

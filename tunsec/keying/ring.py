@@ -154,7 +154,8 @@ class Keyring:
         prk = self._pair_secret(
             confirmation.author_offer, confirmation.reader, confirmation.reader_offer
         )
-        return encode_sealed_confirmation(body, mac=_mac(prk, confirmation, body))
+        mac = _mac(prk, confirmation, body)
+        return encode_sealed_confirmation(body, mac=mac, renewing=bool(confirmation.renews))
 
     # What peers say
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 from tunsec.machines.flow import MAX_EPOCHS, phase_of
 from tunsec.machines.ike_flow import CHILD
 from tunsec.machines.offer import OFFER
+from tunsec.machines.reconnect import GATE
 from tunsec.machines.slots import INBOUND, OUTBOUND, SaState
 from tunsec.machines.table import Table
 from tunsec.machines.vip import VIP
@@ -32,8 +33,12 @@ ROOMS: Final = {
     OUTBOUND.name: ("slots.py", "An outbound SA by directory keying: the sender's side."),
     CHILD.name: ("ike_flow.py", "A CHILD_SA by IKE, as this host sees it."),
     VIP.name: ("vip.py", "A service address on one of its owners."),
+    GATE.name: (
+        "reconnect.py",
+        "Whether new connections of a flow with `on_reconnect` may begin, between two addresses.",
+    ),
 }
-TABLES: Final[tuple[Table[Any, Any], ...]] = (OFFER, INBOUND, OUTBOUND, CHILD, VIP)
+TABLES: Final[tuple[Table[Any, Any], ...]] = (OFFER, INBOUND, OUTBOUND, CHILD, VIP, GATE)
 
 WITHOUT: Final = """## Machines without a table
 

@@ -106,14 +106,35 @@ class InboundInstalled(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Renewal:
+    """What of a child's offers is spent, and whether whoever says so has nothing of it left."""
+
+    child: ChildId
+    own: OfferSeq
+    peer: OfferSeq
+    proof: bool
+    done: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RenewalWanted(Event):
+    """A connection of a child broke: what it has now is spent. With `proof` both hosts must prove
+    anew who they are, else fresh keys will do."""
+
+    child: ChildId
+    proof: bool
+
+
+@dataclass(frozen=True, slots=True)
 class PeerConfirmed(Event):
-    """The peer's newest record: its sequence, what it receives on, what it sends on, and which of
-    our records it had acted on (0: none of this life)."""
+    """The peer's newest record: its sequence, what it receives on, what it sends on, which of our
+    records it had acted on (0: none of this life), and what it renews."""
 
     sequence: ConfirmationSeq
     receives: tuple[Keyed, ...]
     sends: frozenset[tuple[ChildId, Spi]]
     heard: int
+    renews: tuple[Renewal, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,33 @@ PROTECTED: Final = (Phase.INSTALLED, Phase.REKEYING)
 
 
 @dataclass(frozen=True, slots=True)
+class Spent:
+    """A connection of the flow broke: SAs under offers up to these are not to be used. With `proof`
+    both offers of an SA must be newer, else one of them."""
+
+    own: OfferSeq
+    peer: OfferSeq
+    proof: bool
+
+    def has(self, sa: InboundSa | OutboundSa) -> bool:
+        """Whether an SA is of before; one of an earlier life of the daemon is."""
+        return self.has_offers(sa.own_offer, sa.peer_offer)
+
+    def has_offers(self, own: OfferSeq | None, peer: OfferSeq | None) -> bool:
+        """Whether what is keyed under these offers is."""
+        if own is None or peer is None:
+            return True
+        old = (own <= self.own, peer <= self.peer)
+        return any(old) if self.proof else all(old)
+
+    def plus(self, other: "Spent") -> "Spent":
+        """What is spent when both are."""
+        return Spent(
+            max(self.own, other.own), max(self.peer, other.peer), self.proof or other.proof
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class FlowState:
     """A child and its SAs, oldest first."""
 
@@ -64,11 +91,22 @@ class FlowState:
     """Another keying has the outbound SPs: nothing new is made, what is there drains."""
     passed_over: bool = False
     """The peer named an inbound SA meanwhile: it must name another when we come back."""
+    spent: Spent | None = None
+    """What the last break of a connection left behind."""
+    asks: bool = False
+    """It was this host that saw it."""
+    peer_done: bool = False
+    """The peer has nothing of that left, in either direction."""
 
     @property
     def empty(self) -> bool:
         """Whether nothing of it is left."""
         return not self.inbound and not self.outbound
+
+    @property
+    def all(self) -> tuple[InboundSa | OutboundSa, ...]:
+        """SAs of both directions."""
+        return (*self.inbound, *self.outbound)
 
     @property
     def newest_inbound(self) -> InboundSa | None:
@@ -83,6 +121,21 @@ class FlowState:
         return active[-1] if active else None
 
     @property
+    def done(self) -> bool:
+        """Whether nothing that is spent is left here, and both directions go without it."""
+        spent = self.spent
+        return spent is None or (
+            self.active_outbound is not None
+            and any(sa.state is SaState.ACTIVE for sa in self.inbound)
+            and not any(spent.has(sa) for sa in self.all)
+        )
+
+    @property
+    def renewed(self) -> bool:
+        """Whether that is so at both ends."""
+        return self.spent is None or (self.done and self.peer_done)
+
+    @property
     def phase(self) -> Phase:
         """What the SAs amount to."""
         return phase_of([sa.state for sa in self.inbound], [sa.state for sa in self.outbound])
@@ -95,6 +148,37 @@ def phase_of(inbound: Sequence[SaState], outbound: Sequence[SaState]) -> Phase:
         return Phase.KEYING if inbound or outbound else Phase.BLOCKED
     settled = len(outbound) == 1 and [*inbound] == [SaState.ACTIVE]
     return Phase.INSTALLED if settled else Phase.REKEYING
+
+
+def spend(flow: FlowState, spent: Spent, *, asks: bool) -> FlowState:
+    """A connection broke, here or at the peer: what was spent before stays so."""
+    then = spent if flow.spent is None else flow.spent.plus(spent)
+    if then == flow.spent and not asks:
+        return flow
+    return replace(flow, spent=then, asks=flow.asks or asks, peer_done=False)
+
+
+def peer_renews(flow: FlowState, spent: Spent, *, done: bool) -> FlowState:
+    """The peer's record tells what is spent for it, and whether it has any of that left."""
+    flow = spend(flow, spent, asks=False)
+    covers = flow.spent is not None and spent.plus(flow.spent) == spent
+    return replace(flow, peer_done=done and covers)
+
+
+def cut_outbound(flow: FlowState) -> tuple[OutboundSa, ...]:
+    """Spent SAs that go without a drain: what we send goes by a fresh one."""
+    spent, active = flow.spent, flow.active_outbound
+    if spent is None or active is None or spent.has(active):
+        return ()
+    return tuple(sa for sa in flow.outbound if spent.has(sa))
+
+
+def cut_inbound(flow: FlowState) -> tuple[InboundSa, ...]:
+    """Spent SAs that go without a drain: the peer says that it sends by none of them."""
+    spent = flow.spent
+    if spent is None:
+        return ()
+    return tuple(sa for sa in flow.inbound if spent.has(sa) and sa.state is SaState.REKEYED)
 
 
 def inbound_drain(child: Child) -> Seconds:
@@ -115,6 +199,8 @@ def may_replace(flow: FlowState, *, own: OfferSeq, peer: OfferSeq, peer_life: Of
     """
     if flow.taken or len(flow.inbound) >= MAX_EPOCHS:
         return False
+    if flow.spent is not None and flow.inbound and flow.spent.has_offers(own, peer):
+        return False  # of no use to a new connection, and those that stand have what they need
     newest = flow.newest_inbound
     if newest is None or newest.expiring or newest.aead not in flow.child.aeads:
         return True
@@ -124,6 +210,8 @@ def may_replace(flow: FlowState, *, own: OfferSeq, peer: OfferSeq, peer_life: Of
         return True
     if (newest.own_offer, newest.peer_offer) == (own, peer):
         return False
+    if flow.spent is not None and flow.spent.has(newest):
+        return True
     return newest.state is SaState.ACTIVE or newest.peer_offer < peer_life
 
 

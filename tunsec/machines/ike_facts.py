@@ -200,6 +200,15 @@ class UsageTold(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class RenewalWanted(Event):
+    """A connection of a child broke: its CHILD_SAs, and with `proof` the IKE_SAs, of before are not
+    to be used any more."""
+
+    child: ChildId
+    proof: bool
+
+
+@dataclass(frozen=True, slots=True)
 class ReauthWanted(Event):
     """Something asks for new proof of identity: IKE_SAs of before count no longer after a while."""
 

@@ -28,7 +28,7 @@ from tunsec.machines.ike_facts import SeenChild, Stray
 from tunsec.machines.table import Table
 from tunsec.model.aead import Aead
 from tunsec.model.clock import Instant, Seconds
-from tunsec.model.flow import Child
+from tunsec.model.flow import Child, OnReconnect
 from tunsec.model.ike import GIVES_UP_AFTER, SLOTS
 from tunsec.model.names import Spi
 
@@ -45,6 +45,12 @@ ONE_WAY: Final = Seconds(3.0)
 a charon without tunsec, which sends on ours."""
 SHORT_LIVED: Final = Seconds(10.0)
 """A CHILD_SA that ends younger than this is no success: the next try waits."""
+SHORT_LIVED_RENEWED: Final = Seconds(0.5)
+"""The same for a flow whose CHILD_SAs end with its connections: the peer may have seen a break that
+we have not."""
+SETTLED: Final = Seconds(0.2)
+"""A CHILD_SA is not deleted before: a DELETE that overtakes the answer which made it finds nothing
+to delete, and leaves half of it at the peer."""
 LEAST_DRAIN: Final = Seconds(0.5)
 """Longer than a packet is on its way, on a busy host too."""
 DELETE_AGAIN: Final = Seconds(5.0)
@@ -185,6 +191,13 @@ class IkeFlow:
     """When it was given back. CHILD_SAs of before are not sent on again: the peer may have lost
     them since, and would have nothing to tell it by."""
 
+    spent_at: Instant | None = None
+    """When a connection of the flow last broke."""
+    spent: frozenset[Spi] = frozenset()
+    """SPIs of the SAs of then, of both directions, which are not to be used any more."""
+    proof: bool = False
+    """IKE_SAs of before neither, nor what is made on them."""
+
     @property
     def active(self) -> HeldChild | None:
         """The CHILD_SA on which we send."""
@@ -225,6 +238,90 @@ class IkeFlow:
         return any(not one.own or one.heard for one in standing) or any(
             stray.inbound for stray in self.strays
         )
+
+
+# What a broken connection leaves behind
+
+
+def is_spent(flow: IkeFlow, one: HeldChild, old: frozenset[int]) -> bool:
+    """Whether a CHILD_SA is of before the break; `old` are IKE_SAs that are."""
+    return one.spi_in in flow.spent or (flow.proof and one.ike in old)
+
+
+def renewed(flow: IkeFlow, old: frozenset[int], now: Instant) -> bool:
+    """Whether nothing of before is left at either end, and both send: charon tells that a CHILD_SA
+    is gone when the peer has answered that it is."""
+    if flow.spent_at is None:
+        return True
+    active = flow.active
+    return (
+        active is not None
+        and active.own
+        and not spent_strays(flow)
+        and not any(
+            is_spent(flow, one, old) or one.state is ChildState.DELETING for one in flow.held
+        )
+        and (any(not one.own for one in flow.held) or now >= active.since + ONE_WAY)
+    )
+
+
+def cut(flow: IkeFlow, old: frozenset[int], now: Instant) -> tuple[HeldChild, ...]:
+    """CHILD_SAs of before that go without a drain: what we send goes by a fresh one."""
+    return tuple(one for one in _to_cut(flow, old) if now >= one.since + SETTLED)
+
+
+def cut_at(flow: IkeFlow, old: frozenset[int]) -> Instant | None:
+    """When the first of them may go."""
+    return min((Instant(one.since + SETTLED) for one in _to_cut(flow, old)), default=None)
+
+
+def _to_cut(flow: IkeFlow, old: frozenset[int]) -> tuple[HeldChild, ...]:
+    active = flow.active
+    if active is None or is_spent(flow, active, old):
+        return ()
+    return tuple(
+        one
+        for one in flow.held
+        if is_spent(flow, one, old) and one.state is not ChildState.DELETING
+    )
+
+
+def spend(flow: IkeFlow, now: Instant, *, proof: bool) -> IkeFlow:
+    """A connection broke: what there is now is spent."""
+    spis = {spi for one in flow.held for spi in (one.spi_in, one.spi_out)}
+    spis |= {stray.spi for stray in flow.strays}
+    return replace(
+        flow, spent_at=now, spent=frozenset(spis), proof=proof, rekey_at=now, retry_at=None
+    )
+
+
+def keep_spent(flow: IkeFlow, old: frozenset[int]) -> IkeFlow:
+    """charon's names of things are about to be forgotten: SPIs tell what is spent then."""
+    spis = {
+        spi for one in flow.held if is_spent(flow, one, old) for spi in (one.spi_in, one.spi_out)
+    }
+    return replace(flow, spent=flow.spent | spis)
+
+
+def spent_strays(flow: IkeFlow) -> tuple[StraySa, ...]:
+    """Strays of before the break."""
+    return tuple(stray for stray in flow.strays if stray.spi in flow.spent)
+
+
+def end(
+    flow: IkeFlow, ending: tuple[HeldChild, ...], strays: tuple[StraySa, ...], now: Instant
+) -> IkeFlow:
+    """Those are being deleted; those strays are gone."""
+    held = tuple(
+        replace(
+            one, state=CHILD.next(one.state, ChildFact.LOST), check_at=Instant(now + DELETE_AGAIN)
+        )
+        if one in ending
+        else one
+        for one in flow.held
+    )
+    left = tuple(stray for stray in flow.strays if stray not in strays)
+    return replace(flow, held=held, strays=left)
 
 
 # What may be sent on
@@ -338,7 +435,7 @@ def own_is_up(flow: IkeFlow, slot: int, *, since: Instant, fraction: float) -> I
     attempt = flow.attempt
     if attempt is not None and attempt.slot == slot:
         attempt = None
-    lasted = any(one.own and one.since + SHORT_LIVED <= since for one in flow.held)
+    lasted = any(one.own and one.since + _short_lived(flow) <= since for one in flow.held)
     return replace(
         flow,
         attempt=attempt,
@@ -466,13 +563,18 @@ def drop_child(flow: IkeFlow, gone: HeldChild, now: Instant, fraction: float) ->
 
 def _without(flow: IkeFlow, gone: HeldChild, now: Instant, fraction: float) -> IkeFlow:
     """One of ours that ended early makes the next try wait."""
-    if not gone.own or gone.state is ChildState.DELETING:
+    if not gone.own or gone.state is ChildState.DELETING or gone.spi_in in flow.spent:
         return flow
-    if now < gone.since + SHORT_LIVED:
+    if now < gone.since + _short_lived(flow):
         return failed(flow, "the CHILD_SA ended as soon as it was up", now, fraction)
     if gone.state is ChildState.ACTIVE:
         return replace(flow, rekey_at=None, failures=0)
     return flow
+
+
+def _short_lived(flow: IkeFlow) -> Seconds:
+    keeps = flow.child.on_reconnect is OnReconnect.KEEP
+    return SHORT_LIVED if keeps else SHORT_LIVED_RENEWED
 
 
 def lose_sa(flow: IkeFlow, spi: Spi, *, inbound: bool, now: Instant, fraction: float) -> IkeFlow:
@@ -590,12 +692,13 @@ def _holding(flow: IkeFlow, held: tuple[HeldChild, ...]) -> IkeFlow:
 
 
 def _watch_stray(stray: StraySa, unneeded_at: Instant | None, flow: IkeFlow) -> StraySa:
-    """It is looked at when it has drained, and not at all while it may be all that there is."""
+    """It is looked at when it has drained, and not at all while it may be all that there is. New
+    connections wait for those of before a break: one that is gone already is found out soon."""
     if unneeded_at is None:
         if stray.check_at is None and stray.packets is None:
             return stray
         return replace(stray, check_at=None, packets=None)
-    at = Instant(unneeded_at + _drain(flow))
+    at = Instant(unneeded_at + (LEAST_DRAIN if stray.spi in flow.spent else _drain(flow)))
     return stray if stray.check_at is not None else replace(stray, check_at=at)
 
 
@@ -622,11 +725,19 @@ def looked(flow: IkeFlow, now: Instant) -> IkeFlow:
             for one in flow.held
         ),
         strays=tuple(
-            replace(stray, check_at=later) if stray.inbound and _due(stray.check_at, now) else stray
+            replace(stray, check_at=_next_look(stray, flow, now))
+            if stray.inbound and _due(stray.check_at, now)
+            else stray
             for stray in flow.strays
         ),
         volume_at=Instant(now + VOLUME_LATEST) if _due(flow.volume_at, now) else flow.volume_at,
     )
+
+
+def _next_look(stray: StraySa, flow: IkeFlow, now: Instant) -> Instant:
+    """A first look that came soon leaves all of the drain to the second."""
+    early = stray.spi in flow.spent and stray.packets is None
+    return Instant(now + (2 * _drain(flow) if early else _drain(flow)))
 
 
 def drained_outbound_strays(flow: IkeFlow, now: Instant) -> tuple[StraySa, ...]:

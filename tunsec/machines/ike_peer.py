@@ -37,6 +37,7 @@ from tunsec.machines.ike_facts import (
     LoadEnded,
     OutboundPinned,
     ReauthWanted,
+    RenewalWanted,
     SaGone,
     SaUsage,
     SeenChild,
@@ -57,7 +58,7 @@ from tunsec.machines.ike_orders import (
 from tunsec.machines.orders import Action, BlockOutbound
 from tunsec.model.clock import Deadline, Instant, Seconds
 from tunsec.model.errors import Bug
-from tunsec.model.flow import ChildId, Keying
+from tunsec.model.flow import ChildId, Keying, OnReconnect
 from tunsec.model.names import HostName
 
 HELP_AFTER: Final = Seconds(0.5)
@@ -73,6 +74,12 @@ LIST_AGAIN: Final = Seconds(2.0)
 LOAD_AGAIN: Final = Seconds(2.0)
 EMPTY_FOR: Final = Seconds(10.0)
 """An IKE_SA that carries nothing for so long is ended."""
+AWAIT_FIRST: Final = Seconds(0.4)
+"""After a break the host with the higher name leaves the fresh IKE_SA to the other for so long."""
+AWAIT_OLD: Final = Seconds(0.3)
+"""It then waits so long until the other has ended the old ones."""
+FAR: Final = 1000
+"""Variants of an earlier life are not known; one that is so much further is none of them."""
 PROOF_WITHIN: Final = Seconds(10.0)
 """When new proof of identity is wanted, what stands on the old one ends after this long."""
 
@@ -98,6 +105,7 @@ IkeEvent = (
     | OutboundTaken
     | InboundTaken
     | ReauthWanted
+    | RenewalWanted
 )
 
 _Answered = PinOutbound | ReadSaUsage
@@ -153,6 +161,10 @@ class IkeState:
     proof_since: Instant | None = None
     """IKE_SAs of before count no longer, at the latest `proof_by`."""
     proof_by: Instant | None = None
+    broke_at: Instant | None = None
+    """When a connection broke last: what stands on IKE_SAs of before moves over to a fresh one."""
+    await_until: Instant | None = None
+    """Until when nothing is begun, for the peer makes the fresh IKE_SA."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +179,7 @@ def step(state: IkeState, event: IkeEvent, now: Instant, fraction: float) -> Ike
     """One fact in, orders out. `fraction` in [0, 1) is dice for jitter."""
     actions: list[Action] = []
     state = _take(state, event, now, fraction, actions)
-    for stage in (_pin, _load, _begin, _list, _drain, _look, _sweep):
+    for stage in (_pin, _cut, _load, _begin, _list, _drain, _look, _sweep):
         state = stage(state, now, actions)
         if any(isinstance(action, _Answered) for action in actions):
             break  # its answer comes next, and takes up what is left
@@ -182,6 +194,7 @@ def deadline(state: IkeState) -> Deadline | None:
         (state.proof_by, "old proof of identity ends"),
         (state.reauth_at if state.ready else None, "new proof of identity"),
         (state.turn_at, "the peer has made no IKE_SA"),
+        (state.await_until, "the peer has made no fresh IKE_SA"),
     ]
     found += [
         (Instant(ike.empty_since + EMPTY_FOR), "an IKE_SA carries nothing")
@@ -199,6 +212,9 @@ def deadline(state: IkeState) -> Deadline | None:
             found.append((flow.attempt.look_at, "an attempt is looked at"))
         if _may_begin(state, flow):
             found.append((flow.rekey_at, "rekey"))
+        if flow.spent_at is not None:
+            cut_at = flows.cut_at(flow, of_before_break(state, flow))
+            found.append((cut_at, "a CHILD_SA of before a break is cut"))
     waiting = [Deadline(at, reason) for at, reason in found if at is not None]
     return min(waiting, default=None)
 
@@ -207,11 +223,12 @@ def doubted(state: IkeState) -> frozenset[int]:
     """IKE_SAs that the peer may have lost, for it has made another one long after it last had them,
     and those whose proof of identity is out of date."""
     newest = max((ike.since for ike in state.ikes.values() if not ike.own), default=None)
+    outdated = [since for since in (state.proof_since, state.broke_at) if since is not None]
     return frozenset(
         ike.id
         for ike in state.ikes.values()
         if (newest is not None and newest - ike.alive_at > DOUBT_AFTER)
-        or (state.proof_since is not None and ike.since < state.proof_since)
+        or any(ike.since < since for since in outdated)
     )
 
 
@@ -285,8 +302,44 @@ def _take(
         case InboundTaken(child):
             return _on_flow(state, child, lambda flow: replace(flow, left=True))
         case ReauthWanted():
-            state = replace(state, proof_since=now, proof_by=_after(now, PROOF_WITHIN))
-            return _reauth(state, now)
+            return _want_proof(state, now)
+        case RenewalWanted():
+            return _renewal_wanted(state, event, now)
+
+
+def _want_proof(state: IkeState, now: Instant) -> IkeState:
+    state = replace(state, proof_since=now, proof_by=_after(now, PROOF_WITHIN))
+    return _reauth(state, now)
+
+
+def _renewal_wanted(state: IkeState, event: RenewalWanted, now: Instant) -> IkeState:
+    """With new proof all flows of the connection go over to the fresh IKE_SA, but only the one that
+    broke is cut off from the old."""
+    state = _on_flow(
+        state,
+        event.child,
+        lambda flow: flows.spend(flow, now, proof=event.proof),
+    )
+    if not event.proof:
+        return state
+    state = replace(state, broke_at=now)
+    if state.first or not state.ikes:
+        return _reauth(state, now)
+    # Both have seen the break: one fresh IKE_SA will do, and the host with the lower name makes it.
+    return replace(state, await_until=_after(now, AWAIT_FIRST))
+
+
+def _awaited(state: IkeState, now: Instant) -> IkeState:
+    """A fresh IKE_SA is there: what the old ones carried is made anew when they are gone, for
+    charon would make it on any of them."""
+    if state.await_until is None:
+        return state
+    since = state.broke_at
+    old = [ike for ike in state.ikes.values() if since is not None and ike.since < since]
+    if len(old) == len(state.ikes):
+        return state
+    until = min(state.await_until, _after(now, AWAIT_OLD)) if old else None
+    return replace(state, await_until=until)
 
 
 def _timer_fired(state: IkeState, now: Instant, fraction: float, actions: list[Action]) -> IkeState:
@@ -296,6 +349,8 @@ def _timer_fired(state: IkeState, now: Instant, fraction: float, actions: list[A
         state = _end_old_proof(state, actions)
     if state.turn_at is not None and state.turn_at <= now:
         state = replace(state, turn_at=None)
+    if state.await_until is not None and state.await_until <= now:
+        state = _reauth(replace(state, await_until=None), now)
     if state.ready and state.reauth_at is not None and state.reauth_at <= now:
         state = _reauth(state, now)
     return _on_flows(state, lambda flow: _flow_timer(flow, now, fraction), fresh=True)
@@ -399,6 +454,7 @@ def _charon_ready(state: IkeState, now: Instant) -> IkeState:
     A host that has SAs left comes back: the peer still believes in IKE_SAs that may be gone, and
     soon finds this host dead, so nobody waits for a turn.
     """
+    state = _on_flows(state, lambda flow: flows.keep_spent(flow, of_before_break(state, flow)))
     state = _on_flows(state, flows.into_strays)
     returns = any(flow.strays for flow in state.flows.values())
     return replace(
@@ -542,6 +598,7 @@ def _ike_up(state: IkeState, ike: KnownIke) -> IkeState:
         turn_at=None,
         reauth_at=None if reauth_after is None else _after(ike.since, reauth_after),
     )
+    state = _awaited(state, ike.since)
     return _fresh(state) if doubted(state) - before else state
 
 
@@ -552,7 +609,8 @@ def _ike_down(state: IkeState, ike_id: int, now: Instant, fraction: float) -> Ik
             if one.ike == ike_id:
                 state = _child_down(state, one.id, now, fraction)
     ikes = {key: ike for key, ike in state.ikes.items() if key != ike_id}
-    return replace(state, ikes=ikes, turn_at=state.turn_at if ikes else _turn(state, now))
+    turn_at = state.turn_at if ikes else _turn(state, now)
+    return _awaited(replace(state, ikes=ikes, turn_at=turn_at), now)
 
 
 def _ike_replaced(state: IkeState, old: int, new: int, now: Instant) -> IkeState:
@@ -602,9 +660,17 @@ def _child_up(
     ike = state.ikes.get(seen.ike)
     if ike is None:  # told later than its first CHILD_SA, or not yet listed
         return replace(state, list_at=now)
+    if seen.own and _was_taken_for_fresh(state, ike):
+        state = replace(state, variant=state.variant + 1 + int(fraction * FAR))
     if seen.age == 0.0:
         ike = replace(ike, alive_at=now)
     return replace(state, ikes={**state.ikes, ike.id: ike})
+
+
+def _was_taken_for_fresh(state: IkeState, ike: KnownIke) -> bool:
+    """An earlier life of this daemon had an IKE_SA made under the variant of now."""
+    broke_at = state.broke_at
+    return broke_at is not None and ike.since < broke_at and state.loaded == state.variant
 
 
 def _child_down(state: IkeState, child_id: int, now: Instant, fraction: float) -> IkeState:
@@ -612,12 +678,38 @@ def _child_down(state: IkeState, child_id: int, now: Instant, fraction: float) -
         for one in flow.held:
             if one.id == child_id:
                 state = _with(state, flows.drop_child(flow, one, now, fraction))
+                if _has_broken_there(state, flow, one):
+                    state = _fresh(state)
     if state.listing_since is not None:
         state = replace(state, ended=state.ended | {child_id})
     return state
 
 
+def _has_broken_there(state: IkeState, flow: IkeFlow, gone: HeldChild) -> bool:
+    """Whether the peer has cut off what a broken connection used, and no more: over that IKE_SA,
+    which still serves other flows, it takes nothing new of this one."""
+    return (
+        flow.child.on_reconnect is OnReconnect.REAUTH
+        and gone.own
+        and gone.state is not ChildState.DELETING
+        and any(
+            one.ike == gone.ike and one.state is not ChildState.DELETING
+            for other in state.flows.values()
+            if other.child.id != flow.child.id
+            for one in other.held
+        )
+    )
+
+
 def _sa_gone(state: IkeState, event: SaGone, now: Instant, fraction: float) -> IkeState:
+    flow = state.flows.get(event.child)
+    held = () if flow is None else flow.held
+    if flow is not None and any(
+        _has_broken_there(state, flow, one)
+        for one in held
+        if event.spi in (one.spi_in, one.spi_out)
+    ):
+        state = _fresh(state)  # the kernel tells of it before charon does
     return _on_flow(
         state,
         event.child,
@@ -693,6 +785,50 @@ def _pin(state: IkeState, now: Instant, actions: list[Action]) -> IkeState:
     return state
 
 
+def of_before_break(state: IkeState, flow: IkeFlow) -> frozenset[int]:
+    """IKE_SAs that are older than the flow's last break."""
+    spent_at = flow.spent_at
+    if spent_at is None:
+        return frozenset()
+    return frozenset(ike.id for ike in state.ikes.values() if ike.since < spent_at)
+
+
+def _cut(state: IkeState, now: Instant, actions: list[Action]) -> IkeState:
+    """What a broken connection has spent goes at once when there is something fresh. An old IKE_SA
+    goes as a whole when it carries nothing else: the peer must not make its next CHILD_SA on it."""
+    ending: set[int] = set()
+    proven: set[int] = set()
+    for child, flow in state.flows.items():
+        old = of_before_break(state, flow)
+        gone = flows.cut(flow, old, now)
+        fresh = flow.active is not None and not flows.is_spent(flow, flow.active, old)
+        if fresh and flow.proof:
+            proven |= old
+        # The peer is told of no stray: it may send on it, until it has found out by itself.
+        strays = tuple(stray for stray in flows.spent_strays(flow) if not stray.inbound)
+        if not fresh or not (gone or strays):
+            continue
+        actions += [RemoveStray(child, stray.spi, False) for stray in strays]
+        ending |= {one.id for one in gone}
+        state = _with(state, flows.end(flow, gone, strays, now))
+    held = [one for flow in state.flows.values() for one in flow.held]
+    needed = {one.ike for one in held if one.state is not ChildState.DELETING}
+    over = {ike for ike in proven if ike not in needed}
+    actions += [
+        TerminateChild(one.ike, one.id) for one in held if one.id in ending and one.ike not in over
+    ]
+    actions += [TerminateIke(ike) for ike in sorted(over)]
+    if not over and not ending:
+        return state
+    # What charon does not have any more it does not tell of: its list does.
+    soon = _after(now, flows.LOOK_AFTER)
+    return replace(
+        state,
+        ikes={key: ike for key, ike in state.ikes.items() if key not in over},
+        list_at=soon if state.list_at is None else min(state.list_at, soon),
+    )
+
+
 def _load(state: IkeState, _: Instant, actions: list[Action]) -> IkeState:
     """charon gets the connection as it should be now."""
     if (
@@ -714,6 +850,7 @@ def _may_begin(state: IkeState, flow: IkeFlow) -> bool:
         and state.loading is None
         and state.loaded == state.variant
         and (bool(state.ikes) or state.turn_at is None)
+        and state.await_until is None
         and not flow.taken
         and flow.attempt is None
         and flow.retry_at is None

@@ -6,7 +6,7 @@ that names an answer gets exactly one. A machine gives at most one such order at
 
 from dataclasses import dataclass
 
-from tunsec.machines.facts import Keyed
+from tunsec.machines.facts import Keyed, Renewal
 from tunsec.model.clock import Seconds
 from tunsec.model.flow import ChildId
 from tunsec.model.names import ConfirmationSeq, OfferSeq, Spi
@@ -82,6 +82,7 @@ class PublishRecord(Action):
     peer_offer: OfferSeq
     receives: tuple[Keyed, ...]
     sends: tuple[tuple[ChildId, Spi], ...]
+    renews: tuple[Renewal, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,12 +34,14 @@ from tunsec.machines.facts import (
     PeerOfferRefused,
     PeerRevoked,
     RecordPublished,
+    Renewal,
+    RenewalWanted,
     SaLost,
     SaSoftExpired,
     TimerFired,
     UsageRead,
 )
-from tunsec.machines.flow import FlowState
+from tunsec.machines.flow import FlowState, Spent
 from tunsec.machines.orders import (
     Action,
     BlockOutbound,
@@ -52,6 +54,7 @@ from tunsec.machines.orders import (
     RemoveOutbound,
     WantRollover,
 )
+from tunsec.machines.reconnect import Standing
 from tunsec.machines.slots import InboundSa, OutboundSa, SaState
 from tunsec.model.clock import Deadline, Instant
 from tunsec.model.errors import Bug
@@ -76,6 +79,7 @@ PairEvent = (
     | SaLost
     | OutboundTaken
     | InboundTaken
+    | RenewalWanted
 )
 
 _Answered = InstallInbound | InstallOutbound | ReadUsage
@@ -103,6 +107,8 @@ class PairState:
     """The newest record that was ordered."""
     named: frozenset[tuple[ChildId, Spi]] = frozenset()
     """Inbound SAs that a record in the directory may name: the peer may read it any moment."""
+    asked: OfferSeq | None = None
+    """The own offer whose successor a renewal has asked for."""
     must_answer: bool = False
     """The peer named an SA that we cannot use: it must learn that we heard and do not."""
 
@@ -119,7 +125,7 @@ def step(state: PairState, event: PairEvent, now: Instant, fraction: float) -> P
     """One fact in, orders out. `fraction` in [0, 1) is dice for jitter."""
     actions: list[Action] = []
     state = _take(state, event, now, fraction, actions)
-    for stage in (_drain, _ask_for_inbound, _publish):
+    for stage in (_cut, _drain, _renew, _ask_for_inbound, _publish):
         if any(isinstance(action, _Answered) for action in actions):
             break  # its answer comes next, and takes up what is left
         state = stage(state, now, actions)
@@ -160,6 +166,19 @@ def blocked_reason(state: PairState, flow: FlowState) -> str:
     return f"{state.peer} does not send on the inbound SA yet"
 
 
+def standing(state: PairState, child: ChildId) -> Standing:
+    """What a gate must know of a child."""
+    flow = state.flows.get(child)
+    if flow is None:
+        return Standing()
+    spent = flow.spent
+    stale = {sa.spi for sa in flow.inbound if spent is not None and spent.has(sa)}
+    fresh = {sa.spi for sa in flow.inbound} - stale
+    return Standing(
+        flow.active_outbound is not None, frozenset(fresh), frozenset(stale), flow.renewed
+    )
+
+
 def _take(
     state: PairState, event: PairEvent, now: Instant, fraction: float, actions: list[Action]
 ) -> PairState:
@@ -173,6 +192,8 @@ def _take(
         case OwnOffered(current, holds):
             return _own_offered(state, current, holds)
         case PeerOffered(seq, boot):
+            if state.peer_offer is None:
+                state = _spend_first_heard(state, seq)
             same_life = state.peer_boot == boot
             if not same_life:
                 state = _names_only(state, frozenset(), now)
@@ -212,6 +233,42 @@ def _take(
         case InboundTaken(child):
             named = frozenset(spi for whose, spi in state.named if whose == child)
             return _on_flow(state, child, lambda flow: flows.inbound_taken(flow, named, now))
+        case RenewalWanted():
+            return _renewal_wanted(state, event)
+
+
+def _renewal_wanted(state: PairState, event: RenewalWanted) -> PairState:
+    """Every offer of now is spent, also one that is still on its way."""
+    flow = state.flows.get(event.child)
+    if flow is None:
+        return state
+    used = [sa.peer_offer for sa in flow.all if sa.peer_offer is not None]
+    spent = Spent(_newest_own(state), max((state.peer_offer or _NONE, *used)), event.proof)
+    return _with(state, flows.spend(flow, spent, asks=True))
+
+
+def _spend_first_heard(state: PairState, seq: OfferSeq) -> PairState:
+    """A host that has heard no offer of the peer when a connection broke, as one that starts, takes
+    the first for one of before."""
+    for flow in state.flows.values():
+        if flow.spent is not None and flow.asks and flow.spent.proof:
+            spent = replace(flow.spent, peer=max(flow.spent.peer, seq))
+            state = _with(state, flows.spend(flow, spent, asks=True))
+    return state
+
+
+def _peer_renews(flow: FlowState, row: Renewal, newest: OfferSeq) -> FlowState:
+    """The peer's record tells of a break, there or here."""
+    # It knows our offers by the directory alone: what we never made cannot be spent.
+    told = Spent(min(row.own, newest), row.peer, row.proof)
+    if row.proof and (flow.spent is None or told.own > flow.spent.own):
+        # News to us: an offer that the peer has not heard of yet may be of before the break too.
+        flow = flows.spend(flow, replace(told, own=newest), asks=False)
+    return flows.peer_renews(flow, told, done=row.done)
+
+
+def _newest_own(state: PairState) -> OfferSeq:
+    return max((state.own_offer or _NONE, *state.own_holds))
 
 
 def _with(state: PairState, flow: FlowState) -> PairState:
@@ -382,6 +439,9 @@ def _peer_confirmed(
         actions.append(PassOver(passed_over))
     for keyed in passed_over:
         state = _on_flow(state, keyed.child, lambda flow: replace(flow, passed_over=True))
+    for row in event.renews:
+        change = partial(_peer_renews, row=row, newest=_newest_own(state))
+        state = _on_flow(state, row.child, change)
     needed = [keyed for keyed in event.receives if not _needs_none(state, keyed)]
     usable = tuple(keyed for keyed in needed if keyed.own_offer in state.own_holds)
     if usable:
@@ -467,6 +527,34 @@ def _sa_lost(state: PairState, event: SaLost, actions: list[Action]) -> PairStat
     return replace(_with(state, flow), must_answer=True)
 
 
+def _cut(state: PairState, _: Instant, actions: list[Action]) -> PairState:
+    """What a broken connection has spent goes at once when there is something fresh."""
+    for child, flow in state.flows.items():
+        for out in flows.cut_outbound(flow):
+            actions.append(RemoveOutbound(child, out.spi))
+            flow = flows.drop_outbound(flow, out.spi)
+        for into in flows.cut_inbound(flow):
+            actions.append(RemoveInbound(child, into.spi))
+            flow = flows.drop_inbound(flow, into.spi)
+        if flow is not state.flows[child]:
+            state = _with(state, flow)
+    return state
+
+
+def _renew(state: PairState, _: Instant, actions: list[Action]) -> PairState:
+    """Ask for an offer of our own where what is spent wants one."""
+    own = state.own_offer
+    if own is None or state.asked == own:
+        return state
+    for flow in state.flows.values():
+        spent = flow.spent
+        if spent is None or flow.taken or own > spent.own or not (spent.proof or flow.asks):
+            continue
+        actions.append(WantRollover(f"{flow.child.id.flow}: the connection broke"))
+        return replace(state, asked=own)
+    return state
+
+
 def _drain(state: PairState, now: Instant, actions: list[Action]) -> PairState:
     """Remove outbound SAs that have drained, look at inbound SAs that should have."""
     edited: dict[ChildId, FlowState] = {}
@@ -525,6 +613,11 @@ def _publish(state: PairState, _: Instant, actions: list[Action]) -> PairState:
             and sa.peer_offer is not None
         ),
         tuple((child, sa.spi) for child, flow in children for sa in flow.outbound),
+        tuple(
+            Renewal(child, spent.own, spent.peer, spent.proof, flow.done)
+            for child, flow in children
+            if (spent := flow.spent) is not None
+        ),
     )
     if record == state.record and not state.must_answer:
         return state

@@ -113,6 +113,7 @@ class Child:
     """What the policy allows; one name when it fixes it."""
     replay_window: int
     offload: OffloadWish = OffloadWish.NONE
+    on_reconnect: OnReconnect = OnReconnect.KEEP
     esn: bool = True
     """Whether sequence numbers have 64 bits."""
     mark: Mark | None = None

@@ -37,6 +37,8 @@ class GuardedFlow:
     """The rules hold for any address of both families, not for the peers alone."""
     tenants: tuple[TenantMark, ...] = ()
     """VNIs with SAs of their own: what arrives under one's mark with another's VNI is dropped."""
+    gated: bool = False
+    """Each new connection needs a verdict of the daemon before its first packet goes on."""
     others: Mark | None = None
     """What marks the VNIs that no tenant names, where they are not blocked."""
 

@@ -76,6 +76,24 @@ class Sends:
 
 
 @dataclass(frozen=True, slots=True)
+class Renews:
+    """A relation whose connection broke: `src` is the author's address. Nothing may go on under an
+    offer of the author up to `author_spent` or, where new `proof` is asked of both, of the reader
+    up to `reader_spent`; without it one of the two must be newer. `done` says that the author has
+    nothing of that left, in either direction.
+    """
+
+    flow: FlowName
+    tenant: TenantName | None
+    src: Address
+    dst: Address
+    author_spent: OfferSeq
+    reader_spent: OfferSeq
+    proof: bool
+    done: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Confirmation:
     """The word of `author`, a receiver, to `reader`, who sends to it; one per ordered pair.
 
@@ -92,6 +110,8 @@ class Confirmation:
     heard: ConfirmationSeq
     """The newest confirmation of the reader that the author has acted on, 0 for none: what it named
     and `sends` does not is not used, and never will be."""
+    renews: tuple[Renews, ...] = ()
+    """Relations that were ever renewed in this life of the author, with the last time."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from tunsec.model.errors import Bug
-from tunsec.model.flow import Child, ChildId, Kind, Mode
+from tunsec.model.flow import Child, ChildId, Kind, Mode, OnReconnect
 from tunsec.model.guard import GuardedFlow, TenantMark
 from tunsec.model.names import (
     Address,
@@ -332,6 +332,7 @@ def _child(
         aeads=flow.aeads,
         replay_window=REPLAY_WINDOW,
         offload=flow.offload,
+        on_reconnect=flow.on_reconnect,
         esn=flow.esn,
         mark=marks[flow.name, child_id.tenant] if flow.tenants else None,
     )
@@ -386,6 +387,7 @@ def _guarded(
             TenantMark(tenant.name, tenant.vni, marks[flow.name, tenant.name])
             for tenant in flow.tenants
         ),
+        gated=flow.on_reconnect is not OnReconnect.KEEP,
         others=marks.get((flow.name, None)),
     )
 

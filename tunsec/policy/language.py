@@ -238,8 +238,9 @@ class DefaultsEntry(_Entry):
         default=AeadWish.AUTO, description="The AEAD, or auto: the fastest of both."
     )
     rekey: RekeyEntry = Field(default=RekeyEntry(), description="When traffic keys are replaced.")
-    on_reconnect: OnReconnectWord = Field(
-        default=OnReconnect.KEEP, description="What a new connection of a flow needs."
+    on_reconnect: OnReconnectWord | None = Field(
+        default=None,
+        description="What a new connection needs; else keep.",
     )
     offload: OffloadWord = Field(default=OffloadWish.NONE, description="What the NIC does of ESP.")
     sequence_numbers: SequenceNumbersWord = Field(

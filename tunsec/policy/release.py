@@ -33,18 +33,12 @@ class Later:
         return f"'{key}'" if self.value == ANYTHING else f"'{key}: {self.value}'"
 
 
-_DELETE: Final = "delete the key"
-
-
 def _everywhere(key: str, value: str, remedy: str) -> tuple[Later, Later]:
     """A key that stands in flows and in defaults."""
     return Later(("defaults", key), value, remedy), Later(("flows", ANYTHING, key), value, remedy)
 
 
-LATER: Final[tuple[Later, ...]] = (
-    *_everywhere("mode", Mode.KTLS, "use 'mode: esp'"),
-    *_everywhere("on_reconnect", ANYTHING, _DELETE),
-)
+LATER: Final[tuple[Later, ...]] = (*_everywhere("mode", Mode.KTLS, "use 'mode: esp'"),)
 
 
 def unreleased(value: object) -> Iterator[Flaw]:

@@ -60,7 +60,9 @@ def aead_of(file: PolicyFile, flow: FlowEntry) -> AeadWish:
 
 def on_reconnect_of(file: PolicyFile, flow: FlowEntry) -> OnReconnect:
     """What a new connection needs."""
-    return flow.on_reconnect or file.defaults.on_reconnect
+    if not ON_WIRE[flow.kind].has_connections:
+        return OnReconnect.KEEP
+    return flow.on_reconnect or file.defaults.on_reconnect or OnReconnect.KEEP
 
 
 def aeads_of(file: PolicyFile, flow: FlowEntry) -> tuple[Aead, ...]:

@@ -33,6 +33,7 @@ from tunsec.model.flow import Kind
 from tunsec.model.guard import Guard, GuardDrops, GuardedFlow, TunnelDevice
 from tunsec.model.names import FlowName, Mark
 from tunsec.model.selector import TCP, UDP
+from tunsec.wire.nfqueue import OUTBOUND_BIT, QUEUE
 
 INET_TABLE: Final = "inet tunsec"
 NETDEV_TABLE: Final = "netdev tunsec"
@@ -50,6 +51,13 @@ CROSS_TENANT: Final = "cross_tenant"
 VNI_BITS: Final = "@th,96,24"
 """Behind 8 bytes of UDP header and 4 of VXLAN's (RFC 7348 section 5) or Geneve's (RFC 8926 section
 3.4): both have the VNI in the same place."""
+
+SPI_AS_MARK: Final = "spi_as_mark"
+"""The chain that sets the mark of a packet without one to the SPI that it came by, bit by bit: nft
+has no statement that does it at once."""
+
+_SYN: Final = "tcp flags & (syn | ack) == syn"
+_NO_MARK: Final = "meta mark != 0x00000000"
 
 _OWN_SOCKETS: Final = (Kind.RDS_TCP, Kind.ROCEV2)
 """Kinds that the kernel sends from sockets of its own."""
@@ -122,6 +130,8 @@ def inet_table(guard: Guard) -> Table:
             output += _leaving(flow, label, guard.tunnel_mark, to="", after_nat=False)
             postrouting += _leaving(flow, label, guard.tunnel_mark, to="", after_nat=True)
             arriving += (*_arriving(flow, label, source=""), *_crossing(flow, label, source=""))
+            output += _gate_out(flow, to="")
+            arriving += _gate_in(flow, source="")
             continue
         for version in (4, 6):
             peers = sorted(str(peer) for peer in flow.peers if peer.version == version)
@@ -137,6 +147,13 @@ def inet_table(guard: Guard) -> Table:
             postrouting += _leaving(flow, label, guard.tunnel_mark, to=to, after_nat=True)
             arriving += _arriving(flow, label, source=source)
             arriving += _crossing(flow, label, source=source)
+            output += _gate_out(flow, to=to)
+            arriving += _gate_in(flow, source=source)
+    if any(flow.gated for flow in guard.flows):
+        blocks[f"chain {SPI_AS_MARK}"] = tuple(
+            f"ipsec in spi & {1 << bit} == {1 << bit} meta mark set meta mark | {1 << bit:#010x}"
+            for bit in range(32)
+        )
     blocks["chain output"] = (_base("output", LATE), *output)
     blocks["chain postrouting"] = (_base("postrouting", LATE), *postrouting)
     blocks["chain input"] = (_base("input", EARLY), *arriving)
@@ -330,6 +347,28 @@ def _crossing(flow: GuardedFlow, label: str, *, source: str) -> Iterator[str]:
             marked = f"meta mark & {mark.mask:#010x} == {mark.value:#010x}"
             dropped = _count_and_drop(CROSS_TENANT, label)
             yield f"{ports}{source} {marked} {VNI_BITS} {vni} {dropped}"
+
+
+def _gate_out(flow: GuardedFlow, *, to: str) -> Iterator[str]:
+    """Holds the first packet of a new connection, and has the verdict look its SA up anew."""
+    if not flow.gated:
+        return
+    for ports in _port_tests(flow):
+        flip = f"meta mark set meta mark ^ {OUTBOUND_BIT:#010x}"
+        yield f"{ports}{to} {_SYN} {flip} queue to {QUEUE}"
+
+
+def _gate_in(flow: GuardedFlow, *, source: str) -> Iterator[str]:
+    """Holds it at the other end, and tells by which SA it came.
+
+    One that bears a mark of somebody else is dropped: its mark could not be given back.
+    """
+    if not flow.gated:
+        return
+    for ports in _port_tests(flow):
+        yield f"{ports}{source} {_SYN} {_NO_MARK} drop"
+        yield f"{ports}{source} {_SYN} jump {SPI_AS_MARK}"
+        yield f"{ports}{source} {_SYN} queue to {QUEUE}"
 
 
 def _port_tests(flow: GuardedFlow) -> tuple[str, ...]:

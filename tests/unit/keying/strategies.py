@@ -16,7 +16,7 @@ from tunsec.model.names import (
     Spi,
     TenantName,
 )
-from tunsec.model.record import Confirmation, Offer, Receives, Sends
+from tunsec.model.record import Confirmation, Offer, Receives, Renews, Sends
 
 hosts = st.from_regex(r"[a-z0-9]([a-z0-9_-]{0,8}[a-z0-9])?(\.[a-z]{1,4})?", fullmatch=True).map(
     HostName
@@ -75,6 +75,21 @@ def received(draw: st.DrawFn) -> Receives:
     )
 
 
+@st.composite
+def renewed(draw: st.DrawFn) -> Renews:
+    row = draw(sent())
+    return Renews(
+        row.flow,
+        row.tenant,
+        row.src,
+        row.dst,
+        author_spent=OfferSeq(draw(st.integers(0, 2**63 - 1))),
+        reader_spent=OfferSeq(draw(st.integers(0, 2**63 - 1))),
+        proof=draw(st.booleans()),
+        done=draw(st.booleans()),
+    )
+
+
 confirmations = st.builds(
     Confirmation,
     author=hosts,
@@ -85,4 +100,5 @@ confirmations = st.builds(
     receives=st.lists(received(), max_size=4).map(tuple),
     sends=st.lists(sent(), max_size=4).map(tuple),
     heard=st.integers(0, 2**63 - 1).map(ConfirmationSeq),
+    renews=st.lists(renewed(), max_size=3).map(tuple),
 )

@@ -68,9 +68,9 @@ def test_offers_round_trip(offer: Offer) -> None:
 @given(confirmations)
 def test_confirmations_round_trip(confirmation: Confirmation) -> None:
     body = encode_confirmation(confirmation)
-    sealed = decode_sealed_confirmation(
-        encode_sealed_confirmation(body, mac=b"m" * 32), path="confirmations/a/b"
-    )
+    renewing = bool(confirmation.renews)
+    record = encode_sealed_confirmation(body, mac=b"m" * 32, renewing=renewing)
+    sealed = decode_sealed_confirmation(record, path="confirmations/a/b")
     assert sealed.confirmation == confirmation
     assert (sealed.body, sealed.mac) == (body, b"m" * 32)
 
@@ -209,6 +209,41 @@ def test_malformed_confirmations(spoil: Callable[[dict[str, Any]], object]) -> N
     decode_sealed_confirmation(confirmation_record(), path=PATH)
     with pytest.raises(RecordRefused) as caught:
         decode_sealed_confirmation(confirmation_record(spoil), path=PATH)
+    assert caught.value.reason is RefusalReason.MALFORMED
+
+
+RENEWS = ["f", None, "192.0.2.2", "192.0.2.1", 7, 8, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("rows", "renewing"),
+    [
+        ([RENEWS], False),
+        ([], True),
+        (None, True),
+        ([RENEWS[:-1]], True),
+        ([[*RENEWS, 1]], True),
+        ([[*RENEWS[:-1], 2]], True),
+        ([[*RENEWS[:-1], True]], True),
+        ([["f", None, "2001:db8::2", *RENEWS[3:]]], True),
+        ([[*RENEWS[:4], -1, *RENEWS[5:]]], True),
+    ],
+)
+def test_renewals_stand_where_the_type_says_so_and_nowhere_else(
+    rows: list[object] | None, renewing: bool
+) -> None:
+    """A host of before this field was made reads what has none of it, and refuses what it could not
+    act on."""
+
+    def record(rows: list[object] | None, *, renewing: bool) -> bytes:
+        body = json.loads(from_base64(json.loads(confirmation_record())["body"]))
+        if rows is not None:
+            body["renews"] = rows
+        return encode_sealed_confirmation(encode_canonical(body), mac=b"m" * 32, renewing=renewing)
+
+    decode_sealed_confirmation(record([RENEWS], renewing=True), path=PATH)
+    with pytest.raises(RecordRefused) as caught:
+        decode_sealed_confirmation(record(rows, renewing=renewing), path=PATH)
     assert caught.value.reason is RefusalReason.MALFORMED
 
 

@@ -149,6 +149,24 @@ def test_marks_and_ppk() -> None:
     assert other.digest != usual.digest
 
 
+@pytest.mark.parametrize(
+    ("defaults", "rds", "tcp"),
+    [("{}", "keep", "keep"), ("{on_reconnect: rekey}", "rekey", "rekey")],
+)
+def test_what_a_new_connection_needs_is_asked_of_kinds_that_have_connections(
+    defaults: str, rds: str, tcp: str
+) -> None:
+    text = (
+        f"{HEAD}defaults: {defaults}\nflows:\n"
+        "  bus: {kind: rds-tcp, between: [db1, db2]}\n"
+        "  copy: {kind: tcp, port: 5432, between: [db1, db2]}\n"
+        "  own: {kind: tcp, port: 5433, between: [db1, db2], on_reconnect: keep}\n"
+        "  x: {kind: vxlan, between: [db1, db2]}\n"
+    )
+    found = {flow.name: flow.on_reconnect for flow in parse_policy(text, "p").flows}
+    assert found == {"bus": rds, "copy": tcp, "own": "keep", "x": "keep"}
+
+
 def test_a_host_is_known_by_its_name_or_its_identity() -> None:
     text = f"{HEAD}  db7: {{address: 192.0.2.17, identity: seven.example.com}}\n"
     intent = parse_policy(f"{text}flows:\n  x: {{kind: vxlan, between: [db1, db7]}}\n", "p")

@@ -25,7 +25,6 @@ flows:
 
 def test_each_later_feature_is_named_once_with_its_line() -> None:
     assert [problem.partition(" (")[0] for problem in problems_of(EVERYTHING)] == [
-        "p:11: flows.cluster-bus.on_reconnect: 'on_reconnect' is not in this release",
         "p:13: flows.replication.mode: 'mode: ktls' is not in this release",
     ]
 
@@ -40,7 +39,6 @@ def test_every_kind_is_in_this_release(kind: Kind) -> None:
     ("key", "value"),
     [
         ("mode", "ktls"),
-        ("on_reconnect", "keep"),
     ],
 )
 def test_defaults_of_later_releases_are_refused(key: str, value: str) -> None:

@@ -48,6 +48,7 @@ flows = st.builds(
     peers=st.frozensets(addresses, max_size=5),
     tunnel_only=st.booleans(),
     strangers_blocked=st.booleans(),
+    gated=st.booleans(),
     tenants=st.lists(
         st.builds(
             TenantMark,
@@ -164,6 +165,25 @@ def test_the_rules_of_a_flow_that_blocks_strangers_look_at_no_address() -> None:
             re.sub(r" ip [sd]addr @peers4\.overlay", "", rule) for rule in among_peers[chain]
         )
     assert table["chain input"][1].startswith("udp dport 4789 meta ipsec missing counter")
+
+
+def test_a_gated_flow_holds_each_new_connection_behind_what_drops_clear_packets() -> None:
+    guard = guard_of(kind=Kind.TCP, proto=TCP, ports=(5432,), either_side=True, gated=True)
+    table = guard_ruleset(guard)[INET_TABLE]
+    syn = "ip daddr @peers4.overlay tcp flags & (syn | ack) == syn"
+    held = f"tcp dport 5432 {syn} meta mark set meta mark ^ 0x80000000 queue to 21587"
+    output = table["chain output"]
+    assert held in output
+    clear = [line for line in output if "rt ipsec missing" in line and "daddr" in line]
+    assert output.index(clear[0]) < output.index(held)
+    arriving = [line for line in table["chain input"] if line.startswith("tcp sport 5432 ip saddr")]
+    assert [line.split("syn ", 2)[-1] for line in arriving[-3:]] == [
+        "meta mark != 0x00000000 drop",
+        "jump spi_as_mark",
+        "queue to 21587",
+    ]
+    assert len(table["chain spi_as_mark"]) == 32
+    assert "bypass" not in str(table)
 
 
 def test_strangers_are_blocked_before_any_peer_is_known() -> None:

@@ -16,6 +16,8 @@ from tunsec.adapters.aead_speed import REMEDY, measure
 from tunsec.adapters.links import HostLinks
 from tunsec.adapters.nft import NftGuard
 from tunsec.adapters.scratch_namespace import scratch_namespace
+from tunsec.adapters.sockets import SocketEvents, Sockets
+from tunsec.adapters.syn_queue import SynQueue
 from tunsec.adapters.tc import TcMarks
 from tunsec.adapters.tunnel_lookup import try_lookup
 from tunsec.adapters.xfrm import XfrmKernel
@@ -29,7 +31,7 @@ from tunsec.model.names import FlowName, Mark, Spi, Vni
 from tunsec.model.ownership import PRIORITY_BLOCK, PRIORITY_PROTECT, REQID_FIRST
 from tunsec.model.sa import Replay, Sa, SaDirection, SaId
 from tunsec.model.secret import Secret
-from tunsec.model.selector import UDP, PortMatch, Selector
+from tunsec.model.selector import TCP, UDP, PortMatch, Selector
 from tunsec.model.sp import Sp, SpAction, SpDirection, SpId, Template
 from tunsec.model.step import AddSa, AddSp, RemoveSa, RemoveSp
 from tunsec.plan.compare import sa_matches, sp_matches
@@ -40,6 +42,7 @@ from tunsec.wire.rtnl import OVERLAY_KINDS
 KERNEL: Final = Group.KERNEL
 ENDS: Final = {4: ("192.0.2.1", "192.0.2.2"), 6: ("2001:db8::1", "2001:db8::2")}
 VXLAN_PORT: Final = 4789
+RDS_PORT: Final = 16385
 ROCE_PORT: Final = 4791
 FAR_BEHIND: Final = 0.5
 """Of the fastest AEAD's speed."""
@@ -81,6 +84,8 @@ def _tried(part: Part | None) -> Iterator[Finding]:
     finally:
         kernel.close()
     yield check_guard()
+    if part is not None and any(flow.gated for flow in part.desired.guarded):
+        yield check_gates()
     versions = _versions(part)
     for kind in _overlay_kinds(part):
         yield check_overlay(kind)
@@ -264,6 +269,36 @@ def check_guard() -> Finding:
         remedy = "a kernel with nf_tables, its inet and netdev families, and nft_xfrm"
         return problem(KERNEL, "nftables", str(error), remedy)
     return ok(KERNEL, "nftables", "rt ipsec, meta ipsec, netdev egress")
+
+
+def check_gates() -> Finding:
+    """What `on_reconnect` needs: rules that hold new connections, the queue that they wait in, and
+    what tells of connections."""
+    flow = GuardedFlow(
+        flow=FlowName("doctor"),
+        kind=Kind.RDS_TCP,
+        proto=TCP,
+        ports=(RDS_PORT,),
+        either_side=True,
+        peers=frozenset(ipaddress.ip_address(dst) for _, dst in ENDS.values()),
+        tunnel_only=False,
+        gated=True,
+    )
+    try:
+        table = NftGuard()
+        table.put(Guard((flow,), (), Mark(1 << 31, 1 << 31)))
+        table.remove()
+        with SynQueue() as syns, SocketEvents():
+            syns.bind()
+        sockets = Sockets()
+        try:
+            sockets.connections(RDS_PORT)
+        finally:
+            sockets.close()
+    except TunsecError as error:
+        remedy = "modprobe nft_queue nfnetlink_queue inet_diag tcp_diag, or 'on_reconnect: keep'"
+        return problem(KERNEL, "on-reconnect", str(error), remedy)
+    return ok(KERNEL, "on-reconnect", "nft queue, nfnetlink_queue, sock_diag")
 
 
 def check_overlay(kind: Kind) -> Finding:
