@@ -1,8 +1,10 @@
-"""Days in virtual time: VXLAN by IKE, real charons, rekeys as by default, a probe every 5 s.
+"""Days in virtual time: VXLAN by IKE, real charons, rekeys as by default.
 
-TUNSEC_LAB_DAYS says how many; a week takes minutes of computing:
+TUNSEC_LAB_DAYS says how many, TUNSEC_LAB_RATE how many packets a second. A week takes minutes of
+computing:
 
-    netns-lab/lab exec --clock virtual --timeout 40m --env TUNSEC_LAB_DAYS=7 -- \\
+    netns-lab/lab exec --clock virtual --timeout 40m \\
+        --env TUNSEC_LAB_DAYS=7 --env TUNSEC_LAB_RATE=1 -- \\
         python3 -m pytest tests/lab/test_virtual_week.py -s
 """
 
@@ -30,8 +32,8 @@ overlays:
 """
 """One pair of addresses, so one IKE_SA: a second one would cost half as much computing again."""
 DAYS = int(os.environ.get("TUNSEC_LAB_DAYS", "1"))
-RATE = 0.2
-"""Packets a second: with one a second they would be half of the computing."""
+RATE = float(os.environ.get("TUNSEC_LAB_RATE", "0.2"))
+"""Packets a second: with one a second they are half of the computing."""
 PROBES = round(DAYS * 86_400 * RATE)
 CHILD_REKEYS = DAYS * 24
 """At least, of each sender: an hour each, and a little early by the jitter."""
