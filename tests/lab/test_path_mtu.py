@@ -126,7 +126,13 @@ def assert_the_routers_word_is_heard(cluster: Cluster, r: Host) -> None:
 
 
 @pytest.mark.needs("rds-tcp")
-@pytest.mark.parametrize("silent", [False, True], ids=["the router says so", "silent"])
+@pytest.mark.parametrize(
+    "silent",
+    [
+        pytest.param(False, id="the router says so"),
+        pytest.param(True, id="silent", marks=pytest.mark.long),
+    ],
+)
 def test_rds_and_programs_get_over_a_smaller_hop(lab: Lab, silent: bool) -> None:
     """With nothing set by hand: what the router says of ESP reaches the sockets. Where it says
     nothing, TCP finds out by itself if the admin lets it."""

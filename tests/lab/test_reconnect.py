@@ -24,8 +24,8 @@ pytestmark = pytest.mark.needs("esp-ipv4", "esp-ipv6", "esn", "nft-inet", "rds-t
 
 RDS, TCP, REKEYED = 16385, 5432, 5433
 PATHS = 8
-BREAKS = 5
-DIALS = 3
+BREAKS = 3
+DIALS = 2
 RDS_BREAKS = ("ss", "-KHn", "state", "connected", f"( sport = :{RDS} or dport = :{RDS} )")
 FLOWS = f"""\
   bus: {{kind: rds-tcp, between: all, on_reconnect: reauth}}

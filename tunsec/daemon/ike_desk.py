@@ -394,8 +394,9 @@ class IkeDesk:
         except (Refused, Unavailable):
             self._tell(connection.id, EventMissed())  # judged when the kernel can be asked
             return
-        if child.keyed is not None and not sas:
-            # Deleted already, by the peer as a rule: no option was ignored. charon's list tells.
+        if child.keyed is not None and len(sas) < 2:
+            # Deleted already, by the peer as a rule, or one of the two so far: no option was
+            # ignored. charon's list tells.
             self._tell(connection.id, EventMissed())
             return
         seen = self._seen_child(connection, ike, child, sas)
