@@ -54,7 +54,7 @@ lab-long: ## the lab's tests that wait long: frozen and crashed charons, moves b
 lab-virtual: ## days of operation in virtual time
 	@$(stage) lab-virtual
 
-week: ## a week by IKE in virtual time, a probe a second: about a quarter of an hour
+week: ## a week by IKE in virtual time, a packet a second: about seven minutes
 	@netns-lab/lab exec --clock virtual --timeout 60m \
 		--env TUNSEC_LAB_DAYS=7 --env TUNSEC_LAB_RATE=1 -- \
 		python3 -m pytest tests/lab/test_virtual_week.py -s
